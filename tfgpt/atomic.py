@@ -1,0 +1,72 @@
+"""Files and directories that appear whole or not at all: written beside their place, then renamed."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+
+from tfgpt.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_directory(path, overwrite=False):
+    """Yields an empty temporary sibling of `path`, which takes its place when the block ends without an exception.
+
+    Raises:
+        UserError: if `path` holds something and `overwrite` is false, or if it cannot be written.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already and is not an empty directory; expected a new one")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp's directories are private
+            _replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path):
+    """Yields a temporary sibling's path, renamed to `path` when the block ends without an exception.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = pathlib.Path(path).absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _writable(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes a UTF-8 file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _replace(new, path):
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = new.with_name(new.name + ".old")
+    os.rename(path, old)  # a directory that is not empty cannot be renamed over
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _writable(path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
