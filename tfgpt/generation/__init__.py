@@ -1,0 +1,8 @@
+"""Decoding: greedy, sampling and beam search from a KV cache, in batches of prompts of any lengths."""
+
+from tfgpt.generation.beam_search import beam_search
+from tfgpt.generation.decoding import decode
+from tfgpt.generation.settings import GenerationSettings
+from tfgpt.generation.text_generation import generate, generate_token_ids
+
+__all__ = ["GenerationSettings", "beam_search", "decode", "generate", "generate_token_ids"]

@@ -1,0 +1,118 @@
+"""Beam search with the KV cache, inside a `tf.function`."""
+
+import tensorflow as tf
+
+from tfgpt.generation.decoding import prefill
+
+IMPOSSIBLE = -1e9
+
+
+def beam_search(model, token_ids, padding_mask, max_new_tokens, num_beams, length_penalty, stop_token_ids):
+    """The continuations of highest log-probability / length ** length_penalty that a beam of this width finds.
+
+    Hypotheses that end in a stop token leave the beam and are kept; the search goes on until none in the beam can
+    overtake the worst of those kept, or `max_new_tokens` are reached, where those in the beam count as ended.
+    Sutskever et al. 2014, section 3.2; Wu et al. 2016, section 7, with the plain length penalty.
+
+    Args:
+        model: as in `decode`.
+        token_ids: (B, P) int32, padded on the left.
+        padding_mask: (B, P) int32.
+        max_new_tokens: an int32 scalar, N.
+        num_beams: a Python int, at most V.
+        length_penalty: a float32 scalar.
+        stop_token_ids: (E,) int32, which may be empty.
+
+    Returns:
+        A dictionary: `token_ids` (B, N) int32 padded with 0, `num_new_tokens` (B,) int32, and `score` (B,) float32.
+    """
+    batch_size, prompt_length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
+    vocabulary_size = model.backbone.vocabulary_size
+    logits, cache, key_mask, positions = prefill(model, token_ids, padding_mask, max_new_tokens)
+
+    def for_each_beam(x):
+        return tf.repeat(x, num_beams, axis=0)  # (B, ...) -> (B * beams, ...)
+
+    logits, cache, key_mask, positions = tf.nest.map_structure(for_each_beam, (logits, cache, key_mask, positions))
+
+    def normalized(scores, length):
+        return scores / tf.cast(length, tf.float32) ** length_penalty
+
+    def extend(step, logits, alive, ended):
+        """Extends each hypothesis by every token, and sorts the best into those that ended and those that go on."""
+        log_probabilities = tf.nn.log_softmax(tf.reshape(logits, [batch_size, num_beams, vocabulary_size]))
+        scores = tf.reshape(alive["scores"][:, :, None] + log_probabilities, [batch_size, -1])
+        # Twice the beam, so that as many go on even if every best one ends. No more exist than beams * V.
+        scores, indices = tf.math.top_k(scores, k=min(2 * num_beams, num_beams * vocabulary_size))
+        parents, new_tokens = indices // vocabulary_size, indices % vocabulary_size
+        tokens = tf.gather(alive["tokens"], parents, batch_dims=1)
+        at_step = tf.range(max_new_tokens)[None, None, :] == step
+        tokens = tf.where(at_step, new_tokens[:, :, None], tokens)
+        stops = tf.reduce_any(new_tokens[:, :, None] == stop_token_ids, axis=-1)
+
+        ended_scores = tf.where(stops & (scores > IMPOSSIBLE / 2), normalized(scores, step + 1), IMPOSSIBLE)
+        ended = best(
+            {
+                "scores": tf.concat([ended["scores"], ended_scores], axis=1),
+                "tokens": tf.concat([ended["tokens"], tokens], axis=1),
+                "lengths": tf.concat([ended["lengths"], tf.fill(tf.shape(stops), step + 1)], axis=1),
+            }
+        )
+        alive = best({"scores": tf.where(stops, IMPOSSIBLE, scores), "tokens": tokens, "parents": parents})
+        return alive, ended
+
+    def best(hypotheses):
+        scores, chosen = tf.math.top_k(hypotheses["scores"], k=num_beams)
+        others = {name: tf.gather(x, chosen, batch_dims=1) for name, x in hypotheses.items() if name != "scores"}
+        return {"scores": scores, **others}
+
+    def can_improve(step, alive, ended):
+        # Scores only fall, and are divided by some length between step + 1 and N.
+        first = alive["scores"][:, 0]
+        bound = tf.maximum(normalized(first, step + 1), normalized(first, max_new_tokens))
+        return tf.reduce_any(bound > ended["scores"][:, -1])
+
+    def step_once(step, alive, ended, cache):
+        parents = tf.reshape(alive["parents"] + tf.range(batch_size)[:, None] * num_beams, [-1])
+        cache = tf.nest.map_structure(lambda slots: tf.gather(slots, parents), cache)
+        tokens = tf.reshape(tf.gather(alive["tokens"], step - 1, axis=2), [-1, 1])
+        logits, cache = model.call_with_cache(
+            tokens,
+            key_mask,
+            cache,
+            position_ids=(positions + step - 1)[:, None],
+            cache_index=prompt_length + step - 1,
+            last_only=True,
+        )
+        alive, ended = extend(step, logits, alive, ended)
+        return step + 1, alive, ended, cache
+
+    # At first all beams of a row are the same prompt: only one of them counts.
+    first_only = tf.tile([[0.0] + [IMPOSSIBLE] * (num_beams - 1)], [batch_size, 1])
+    no_tokens = tf.zeros([batch_size, num_beams, max_new_tokens], tf.int32)
+    no_lengths = tf.zeros([batch_size, num_beams], tf.int32)
+    ended = {"scores": tf.fill([batch_size, num_beams], IMPOSSIBLE), "tokens": no_tokens, "lengths": no_lengths}
+    alive, ended = extend(0, logits, {"scores": first_only, "tokens": no_tokens}, ended)
+    step, alive, ended, _ = tf.while_loop(
+        lambda step, alive, ended, cache: (step < max_new_tokens) & can_improve(step, alive, ended),
+        step_once,
+        (1, alive, ended, cache),
+    )
+    # What is still in the beam counts as ended only when the length ran out.
+    alive_scores = tf.where(
+        (step == max_new_tokens) & (alive["scores"] > IMPOSSIBLE / 2),
+        normalized(alive["scores"], max_new_tokens),
+        IMPOSSIBLE,
+    )
+    pool = best(
+        {
+            "scores": tf.concat([ended["scores"], alive_scores], axis=1),
+            "tokens": tf.concat([ended["tokens"], alive["tokens"]], axis=1),
+            "lengths": tf.concat([ended["lengths"], tf.fill(tf.shape(alive_scores), step)], axis=1),
+        }
+    )
+    return {
+        "token_ids": pool["tokens"][:, 0],
+        "num_new_tokens": pool["lengths"][:, 0],
+        "score": pool["scores"][:, 0],
+    }
