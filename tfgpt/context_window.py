@@ -42,16 +42,20 @@ def continue_in_segments(prompts, max_new_tokens, window, decode, stop_token_ids
     while rows and generated < max_new_tokens:
         count = min(max_new_tokens - generated, *(room_left(contexts[i], window) for i in rows))
         new = decode(rows, [contexts[i] for i in rows], count, generated)
+        new = [until_stop(tokens, stop_token_ids) for tokens in new]
         for i, tokens in zip(rows, new, strict=True):
             continuations[i].extend(tokens)
             contexts[i] = fit_context(contexts[i] + tokens, window)
         generated += count
         rows = [
-            i
-            for i, tokens in zip(rows, new, strict=True)
-            if len(tokens) == count and tokens[-1] not in stop_token_ids
+            i for i, tokens in zip(rows, new, strict=True) if len(tokens) == count and tokens[-1] not in stop_token_ids
         ]
     return continuations
+
+
+def until_stop(token_ids, stop_token_ids):
+    """The tokens up to the first stop token, and with it."""
+    return next((token_ids[: i + 1] for i, token in enumerate(token_ids) if token in stop_token_ids), token_ids)
 
 
 def pad_left(contexts):

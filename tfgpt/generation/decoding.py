@@ -6,7 +6,7 @@ from tfgpt.generation.random_numbers import uniform
 from tfgpt.generation.sampling import choose_tokens
 from tfgpt.models.gpt2.backbone import positions_from_mask
 
-# What `decode` takes beside the model: one value a row, but for the stop tokens, which all rows share.
+# What `decode` takes beside the model. Everything has a row for each prompt, so that requests can share a batch.
 DECODE_SIGNATURE = {
     "token_ids": tf.TensorSpec([None, None], tf.int32, "token_ids"),
     "padding_mask": tf.TensorSpec([None, None], tf.int32, "padding_mask"),
@@ -17,7 +17,7 @@ DECODE_SIGNATURE = {
     "repetition_penalty": tf.TensorSpec([None], tf.float32, "repetition_penalty"),
     "seed": tf.TensorSpec([None], tf.int64, "seed"),
     "first_index": tf.TensorSpec([None], tf.int32, "first_index"),
-    "stop_token_ids": tf.TensorSpec([None], tf.int32, "stop_token_ids"),
+    "stop_token_ids": tf.TensorSpec([None, None], tf.int32, "stop_token_ids"),
 }
 
 
@@ -44,7 +44,7 @@ def decode(
         temperature, top_p, repetition_penalty: (B,) float32; top_k: (B,) int32 (see `GenerationSettings`).
         seed: (B,) int64.
         first_index: (B,) int32, how many tokens of each row's random stream were drawn before.
-        stop_token_ids: (E,) int32, which may be empty.
+        stop_token_ids: (B, E) int32; E may be 0, and rows with fewer are filled with -1.
 
     Returns:
         A dictionary: `token_ids` (B, N) int32 with the new tokens, the stop token included, padded with 0, and
@@ -63,7 +63,7 @@ def decode(
         tokens = choose_tokens(logits[:, 0], seen, settings, lambda: uniform(seed, first_index + step))
         tokens = tf.where(finished, 0, tokens)
         num_new_tokens += tf.cast(~finished, tf.int32)
-        stopped = tf.reduce_any(tokens[:, None] == stop_token_ids[None, :], axis=1)
+        stopped = tf.reduce_any(tokens[:, None] == stop_token_ids, axis=1)
         finished |= stopped | (num_new_tokens >= max_new_tokens)
         indices = tf.stack([tf.range(batch_size), tokens], axis=1)
         seen = tf.tensor_scatter_nd_update(seen, indices, tf.ones_like(finished))

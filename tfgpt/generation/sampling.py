@@ -16,9 +16,7 @@ def choose_tokens(logits, seen, settings, uniform):
         (B,) int32.
     """
     penalty = settings["repetition_penalty"]
-    logits = tf.cond(
-        tf.reduce_any(penalty != 1.0), lambda: penalize_repetition(logits, seen, penalty), lambda: logits
-    )
+    logits = tf.cond(tf.reduce_any(penalty != 1.0), lambda: penalize_repetition(logits, seen, penalty), lambda: logits)
     greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
     is_greedy = settings["temperature"] == 0.0
 

@@ -85,7 +85,7 @@ def generate_token_ids(model, prompts, settings):
             token_ids=token_ids,
             padding_mask=padding_mask,
             seed=np.array([seeds[i] for i in rows], np.int64),
-            stop_token_ids=np.array(stop_token_ids, np.int32),
+            stop_token_ids=np.tile(np.array(stop_token_ids, np.int32), (len(rows), 1)),
             **{
                 name: np.full(len(rows), value, DECODE_SIGNATURE[name].dtype.as_numpy_dtype)
                 for name, value in per_row.items()
@@ -138,7 +138,7 @@ def _beam_search_function(model, num_beams):
                 DECODE_SIGNATURE["padding_mask"],
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([], tf.float32),
-                DECODE_SIGNATURE["stop_token_ids"],
+                tf.TensorSpec([None], tf.int32),
             ],
             autograph=False,
         )

@@ -68,12 +68,10 @@ class MultiHeadAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer)
 
-    def build(self, input_shape, memory_shape=None):
-        self.hidden_dim = input_shape[-1]
+    def build(self, x_shape, memory_shape=None):
+        self.hidden_dim = x_shape[-1]
         if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"the hidden dim {self.hidden_dim} is not divisible by {self.num_heads} attention heads"
-            )
+            raise ValueError(f"the hidden dim {self.hidden_dim} is not divisible by {self.num_heads} attention heads")
         self.head_dim = self.hidden_dim // self.num_heads
 
         def projection(name, width, parts):
@@ -89,7 +87,7 @@ class MultiHeadAttention(keras.layers.Layer):
 
         if self.cross_attention:
             self.query = projection("query", self.hidden_dim, parts=1)
-            self.key_value = projection("key_value", (memory_shape or input_shape)[-1], parts=2)
+            self.key_value = projection("key_value", (memory_shape or x_shape)[-1], parts=2)
         else:
             self.query_key_value = projection("query_key_value", self.hidden_dim, parts=3)
         self.output_dense = Dense(
@@ -114,11 +112,11 @@ class MultiHeadAttention(keras.layers.Layer):
         training=None,
     ):
         if self.cross_attention:
-            (q,) = self._heads(self.query(x), parts=1)  # (B, H, T, K)
+            (q,) = self._heads(self.query, x, parts=1)  # (B, H, T, K)
             k, v = self.keys_and_values(memory) if cache is None else cache  # (B, H, S, K)
             offset = 0
         else:
-            q, k, v = self._heads(self.query_key_value(x), parts=3)  # (B, H, T, K) each
+            q, k, v = self._heads(self.query_key_value, x, parts=3)  # (B, H, T, K) each
             offset = 0
             if cache is not None:
                 offset = ops.shape(cache[0])[2] if cache_index is None else cache_index
@@ -147,12 +145,15 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def keys_and_values(self, memory):
         """The cache of cross-attention: `memory` (B, S, D_memory) as a pair of (B, H, S, K)."""
-        k, v = self._heads(self.key_value(memory), parts=2)
+        k, v = self._heads(self.key_value, memory, parts=2)
         return k, v
 
-    def _heads(self, x, parts):
-        """Cuts (B, T, parts * D) into `parts` tensors (B, H, T, K), with one transposition for all of them."""
-        x = ops.reshape(x, (*ops.shape(x)[:2], parts * self.num_heads, self.head_dim))
+    def _heads(self, projection, x, parts):
+        """Projects (B, T, D) to `parts` tensors (B, H, T, K), with one transposition for all of them."""
+        # The shape is x's, not the projection's: tf2onnx 1.17 merges a reshape with one whose shape is read off it
+        # into a wrong one.
+        shape = (*ops.shape(x)[:2], parts * self.num_heads, self.head_dim)
+        x = ops.reshape(projection(x), shape)  # (B, T, parts * H, K)
         x = ops.transpose(x, (0, 2, 1, 3))  # (B, parts * H, T, K)
         return ops.split(x, parts, axis=1)
 
@@ -161,12 +162,11 @@ class MultiHeadAttention(keras.layers.Layer):
         if cache_index is None:
             return tuple(ops.concatenate(pair, axis=2) for pair in zip(cache, (k, v), strict=True))
         return tuple(
-            ops.slice_update(buffer, (0, 0, cache_index, 0), new)
-            for buffer, new in zip(cache, (k, v), strict=True)
+            ops.slice_update(buffer, (0, 0, cache_index, 0), new) for buffer, new in zip(cache, (k, v), strict=True)
         )
 
-    def compute_output_shape(self, input_shape, memory_shape=None):
-        return tuple(input_shape)
+    def compute_output_shape(self, x_shape, memory_shape=None):
+        return tuple(x_shape)
 
     def get_config(self):
         return {

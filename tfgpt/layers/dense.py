@@ -22,9 +22,7 @@ class Dense(keras.layers.Layer):
     TensorShape([2, 5, 8])
     """
 
-    def __init__(
-        self, units, use_bias=True, kernel_initializer="glorot_uniform", bias_initializer="zeros", **kwargs
-    ):
+    def __init__(self, units, use_bias=True, kernel_initializer="glorot_uniform", bias_initializer="zeros", **kwargs):
         super().__init__(**kwargs)
         self.units = units
         self.use_bias = use_bias

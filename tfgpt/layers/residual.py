@@ -20,8 +20,8 @@ class ResidualBlock(keras.layers.Layer):
     Call arguments:
         x: the residual stream, (B, T, D).
         through: the call of `sublayer` when it takes more than `x`: a function of the (normalized) input, such as
-            `lambda y: block.sublayer(y, attention_mask=mask)`. If it returns a tuple, the first element joins the residual
-            stream and the others are returned behind it.
+            `lambda y: block.sublayer(y, attention_mask=mask)`. If it returns a tuple, the first element joins the
+            residual stream and the others are returned behind it.
 
     Example:
 

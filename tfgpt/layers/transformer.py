@@ -85,8 +85,8 @@ class TransformerBlock(keras.layers.Layer):
             name=name,
         )
 
-    def compute_output_shape(self, input_shape, *args, **kwargs):
-        return tuple(input_shape)
+    def compute_output_shape(self, x_shape, *args, **kwargs):
+        return tuple(x_shape)
 
     def get_config(self):
         return {
@@ -127,7 +127,9 @@ class TransformerEncoderBlock(TransformerBlock):
 
     def call(self, x, attention_mask=None, return_attention_weights=False):
         def attention(x):
-            return self.attention.sublayer(x, attention_mask=attention_mask, return_attention_weights=return_attention_weights)
+            return self.attention.sublayer(
+                x, attention_mask=attention_mask, return_attention_weights=return_attention_weights
+            )
 
         x, *others = _as_tuple(self.attention(x, through=attention))
         x = self.feed_forward(x)
@@ -143,8 +145,8 @@ class TransformerDecoderBlock(TransformerBlock):
     Call arguments:
         x: (B, T, D).
         memory: (B, S, D_memory), with cross-attention.
-        attention_mask: boolean, broadcastable to (B, H, T, S). A stack of blocks makes it once with `decoder_mask`; without it
-            the block is causal.
+        attention_mask: boolean, broadcastable to (B, H, T, S). A stack of blocks makes it once with `decoder_mask`;
+            without it the block is causal.
         memory_attention_mask: the same for the keys of `memory`.
         cache, cache_index: of self-attention (see `MultiHeadAttention`).
         memory_cache: of cross-attention, from `keys_and_values`.
@@ -159,11 +161,11 @@ class TransformerDecoderBlock(TransformerBlock):
     TensorShape([1, 5, 8])
     """
 
-    def build(self, input_shape, memory_shape=None):
-        self.attention.build(input_shape)
+    def build(self, x_shape, memory_shape=None):
+        self.attention.build(x_shape)
         if self.cross_attention:
-            self.memory_attention.build(input_shape, memory_shape=memory_shape)
-        self.feed_forward.build(input_shape)
+            self.memory_attention.build(x_shape, memory_shape=memory_shape)
+        self.feed_forward.build(x_shape)
 
     def call(
         self,

@@ -136,7 +136,9 @@ class GPT2Backbone(keras.Model):
             if cache is None:
                 x = block(x, attention_mask=mask, training=training)
             else:
-                x, layer_cache = block(x, attention_mask=mask, cache=cache[i], cache_index=cache_index, training=training)
+                x, layer_cache = block(
+                    x, attention_mask=mask, cache=cache[i], cache_index=cache_index, training=training
+                )
                 new_cache.append(layer_cache)
         x = self.final_norm(x)
         return x if cache is None else (x, new_cache)

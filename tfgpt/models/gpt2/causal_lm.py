@@ -99,7 +99,7 @@ class GPT2CausalLM(keras.Model):
             UserError: for an unknown name, or a directory that is not a whole model directory.
         """
         directory = pathlib.Path(preset)
-        from_directory = directory.is_dir() or preset not in PRESETS and len(directory.parts) > 1
+        from_directory = directory.is_dir() or (preset not in PRESETS and len(directory.parts) > 1)
         config = model_directory.read_config(directory) if from_directory else preset_config(str(preset))
         if load_weights and not from_directory:
             raise UserError(

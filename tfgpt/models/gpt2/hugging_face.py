@@ -66,9 +66,7 @@ def from_config(config, source):
     activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     activation = config.get("activation_function", "gelu_new")
     if activation not in activations:
-        raise UserError(
-            f"{source} has activation_function {activation!r}, expected one of {', '.join(activations)}"
-        )
+        raise UserError(f"{source} has activation_function {activation!r}, expected one of {', '.join(activations)}")
     arguments = {ours: config[theirs] for ours, theirs in CONFIG_KEYS.items() if theirs in config}
     arguments["intermediate_dim"] = config.get("n_inner") or 4 * config["n_embd"]
     arguments["activation"] = activations[activation]

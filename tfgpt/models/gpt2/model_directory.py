@@ -104,5 +104,3 @@ def _check_names(path, stored, expected):
         missing, unknown = sorted(expected - stored), sorted(stored - expected)
         found = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise UserError(f"{path} {' and '.join(found)}, expected the {len(expected)} tensors of config.json's model")
-
-

@@ -1,0 +1,43 @@
+"""A function's signature and docstring as command line options."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import docstring_parser
+import jsonargparse
+
+
+def add_arguments(parser, function, positional=None):
+    """Adds an option for each named parameter of a function or dataclass.
+
+    Args:
+        parser: a `jsonargparse.ArgumentParser`.
+        function: whose type hints and docstring describe the options.
+        positional: the one parameter that goes without a dash.
+    """
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    helps = {
+        p.arg_name: p.description
+        for p in docstring_parser.parse(function.__doc__, docstring_parser.Style.GOOGLE).params
+    }
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        required = parameter.default is parameter.empty
+        options = {"help": " ".join(helps[name].split())}
+        if not required:
+            options["default"] = parameter.default
+        if name == positional:
+            parser.add_argument(name, type=hints[name], **options)
+            continue
+        if required:
+            options["required"] = True
+        flags = [f"--{name}"] if "_" not in name else [f"--{name}", f"--{name.replace('_', '-')}"]
+        if hints[name] is bool:
+            parser.add_argument(*flags[:1], action=jsonargparse.ActionYesNo, **options)
+        elif typing.get_origin(hints[name]) is list:
+            parser.add_argument(*flags, nargs="+", type=typing.get_args(hints[name])[0], **options)
+        else:
+            parser.add_argument(*flags, type=hints[name], **options)

@@ -1,0 +1,85 @@
+"""Parses the command line, calls one function, prints."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+
+import jsonargparse
+
+from tfgpt.cli import commands
+from tfgpt.cli.arguments import add_arguments
+from tfgpt.errors import UserError
+from tfgpt.training.run_config import RunConfig
+from tfgpt.version import __version__
+
+# Each command and the argument that goes without a dash.
+COMMANDS = {
+    commands.train: None,
+    commands.generate: "model",
+    commands.evaluate: "model",
+    commands.export: "model",
+    commands.parity: "release",
+    commands.demo: None,
+}
+
+
+def main(arguments=None):
+    """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C."""
+    _quiet_tensorflow()
+    chosen = build_parser().parse_args(arguments)
+    function = next(command for command in COMMANDS if command.__name__ == chosen.command)
+    options = chosen[chosen.command].as_dict()
+    options.pop("config", None)
+    try:
+        return function(**options) or 0
+    except UserError as error:
+        print(f"tfgpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tfgpt: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser():
+    """The parser: a subcommand for each function of `COMMANDS`, whose signature is its command line."""
+    parser = _Parser(
+        prog="tfgpt",
+        description="Transformer language models in Keras: train, export, prove the export is the model, generate.",
+        version=__version__,
+    )
+    subcommands = parser.add_subcommands(dest="command")
+    for function, positional in COMMANDS.items():
+        summary = function.__doc__.strip().splitlines()[0]
+        subparser = _Parser(description=summary)
+        subparser.add_argument("--config", action="config", help="a YAML file with any of these options")
+        if function is commands.train:
+            add_arguments(subparser, RunConfig)
+        add_arguments(subparser, function, positional)
+        subcommands.add_subcommand(function.__name__, subparser, help=summary)
+    return parser
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Says what is wrong in one sentence, with the nearest known name, and exits with code 2."""
+
+    def error(self, message, ex=None):
+        print(f"tfgpt: {self._sentence(str(message))}", file=sys.stderr)
+        sys.exit(2)
+
+    def _sentence(self, message):
+        unknown = re.search(r"(?:[Uu]nrecognized arguments: -*|[Kk]ey ['\"])([\w.-]+)", message)
+        if unknown:
+            name = unknown.group(1).rpartition(".")[2]
+            names = [action.dest for action in self._actions if action.dest != "help"]
+            near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
+            return f"unknown option {name!r}{hint}"
+        return " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
+
+
+def _quiet_tensorflow():
+    """Turns TensorFlow's chatter off, for users who did not ask for another level."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,0 +1,33 @@
+"""Text to batches of tokens: corpora, tokenizers, token shards on disk, `tf.data` pipelines.
+
+Names are imported when they are first used: TensorFlow is needed by the pipelines alone.
+"""
+
+import importlib
+
+_MODULES = {
+    "BytePairTokenizer": "tokenizer",
+    "CharacterTokenizer": "tokenizer",
+    "END_OF_TEXT": "tokenizer",
+    "TokenShards": "shards",
+    "TokenSplit": "shards",
+    "Tokenizer": "tokenizer",
+    "WindowSampler": "windows",
+    "load_tokenizer": "tokenizer",
+    "read_documents": "corpus",
+    "sequential_windows": "windows",
+    "training_windows": "windows",
+    "write_token_shards": "shards",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,224 @@
+"""A training run from text to model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import keras
+
+from tfgpt.atomic import write_text
+from tfgpt.errors import UserError
+from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
+from tfgpt.models.gpt2.model_directory import read_weights
+from tfgpt.text import (
+    BytePairTokenizer,
+    CharacterTokenizer,
+    read_documents,
+    sequential_windows,
+    training_windows,
+    write_token_shards,
+)
+from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.training.evaluation import evaluate_tokens
+from tfgpt.training.loss_curve import plot_loss_curve
+from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
+from tfgpt.training.run_config import TOKENIZERS, RunConfig
+from tfgpt.training.tensorboard import TensorBoardLog
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Args:
+        directory: the model directory, with the best weights; the last ones are in `training/last`.
+        parameters: of the model.
+        steps: that were taken.
+        loss: over the whole validation split, of the best weights, in windows that share nothing.
+        perplexity: exp(loss).
+        bits_per_byte: over the whole validation split.
+        best_step: when the best weights were written.
+        tokens_per_second: of training, the median.
+        samples: (step, text) pairs.
+        interrupted: whether Ctrl-C ended the run.
+    """
+
+    directory: str
+    parameters: int
+    steps: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    best_step: int
+    tokens_per_second: float
+    samples: list
+    interrupted: bool
+
+
+class RunObserver:
+    """What a run tells whoever watches it; the command line draws a progress bar."""
+
+    def stage(self, text):
+        """A stage begins."""
+
+    def begin(self, config, parameters):
+        """Training begins."""
+
+    def row(self, row):
+        """A row of metrics: see `tfgpt.training.callbacks.COLUMNS`."""
+
+    def sample(self, step, text):
+        """A sample was taken."""
+
+    def end(self):
+        """Training has ended."""
+
+
+def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult:
+    """Trains a GPT-2 on text by `model.fit`, and writes a model directory.
+
+    The directory's top holds the best weights by validation loss; `training/` the run's configuration, token shards,
+    metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, and the last weights in `last`.
+
+    Raises:
+        UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
+    """
+    observer = observer or RunObserver()
+    directory = _prepare_directory(config)
+    training = directory / "training"
+    keras.utils.set_random_seed(config.seed)
+    observer.stage("reading text")
+    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
+    model_config = preset_config(config.preset) | config.model_overrides()
+    observer.stage("tokenizing")
+    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
+    shards = write_token_shards(
+        training / "tokens", documents, tokenizer, config.validation_fraction, config.seed, overwrite=True
+    )
+    del documents
+    model = make_model(config, model_config, tokenizer)
+    window, train_split, validation_split = (
+        model.backbone.max_sequence_length,
+        shards.split("train"),
+        shards.split("validation"),
+    )
+    dataset = training_windows(train_split, window, config.batch_size, config.seed)
+    validation = sequential_windows(validation_split, window, config.batch_size).take(config.validation_batches)
+
+    write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
+    tensorboard = TensorBoardLog(training / "tensorboard") if _wants_tensorboard(config) else None
+    records = Records(
+        training / "metrics.csv",
+        config.batch_size * window,
+        lambda step: float(schedule(step)),
+        on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
+    )
+    checkpoints = Checkpoints(directory)
+    interrupt = StopOnInterrupt()
+    callbacks = [records, checkpoints, interrupt]
+    if config.sample_tokens:
+        prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
+        samples = Samples(
+            training / "samples.txt",
+            prompt,
+            config.sample_tokens,
+            config.seed,
+            on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
+        )
+        callbacks.append(samples)
+    if config.patience:
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
+    observer.begin(config, model.count_params())
+    try:
+        model.fit(
+            dataset,
+            epochs=config.steps // config.evaluate_every,
+            steps_per_epoch=config.evaluate_every,
+            validation_data=validation,
+            callbacks=callbacks,
+            verbose=0,
+            shuffle=False,  # the windows are shuffled already
+        )
+    finally:
+        observer.end()
+        if tensorboard:
+            tensorboard.close()
+
+    if checkpoints.best_step != records.step:
+        observer.stage("reading the best weights back")
+        read_weights(model.backbone, directory / "model.safetensors")
+    observer.stage("evaluating the whole validation split")
+    tokens = validation_split.read(0, validation_split.num_tokens)
+    evaluation = evaluate_tokens(model, tokens, validation_split.num_bytes, stride=window)
+    plot_loss_curve(training / "loss.png", records.losses("loss"), records.losses("validation_loss"))
+    speeds = sorted(row["tokens_per_second"] for row in records.rows if "tokens_per_second" in row)
+    result = TrainingResult(
+        directory=str(directory),
+        parameters=model.count_params(),
+        steps=records.step,
+        loss=evaluation.loss,
+        perplexity=evaluation.perplexity,
+        bits_per_byte=evaluation.bits_per_byte,
+        best_step=checkpoints.best_step,
+        tokens_per_second=speeds[len(speeds) // 2],
+        samples=samples.samples if config.sample_tokens else [],
+        interrupted=interrupt.interrupted,
+    )
+    write_text(training / "summary.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return result
+
+
+def make_tokenizer(config, documents, vocabulary_size):
+    """The tokenizer that the run names: trained on the documents, or read from a directory."""
+    if config.tokenizer == "character":
+        return CharacterTokenizer.train(documents)
+    if config.tokenizer == "bpe":
+        return BytePairTokenizer.train(documents, vocabulary_size)
+    directory = pathlib.Path(config.tokenizer)
+    if not directory.is_dir():
+        raise UserError(
+            f"tokenizer is {config.tokenizer!r}, expected {', '.join(TOKENIZERS)} or a directory with vocab.json and "
+            "merges.txt"
+        )
+    return BytePairTokenizer.from_files(directory / "vocab.json", directory / "merges.txt")
+
+
+def make_model(config, model_config, tokenizer):
+    """The model, randomly initialized under the run's seed and compiled."""
+    if model_config["hidden_dim"] % model_config["num_heads"]:
+        raise UserError(
+            f"hidden_dim is {model_config['hidden_dim']}, expected a multiple of num_heads {model_config['num_heads']}"
+        )
+    model_config["vocabulary_size"] = tokenizer.vocabulary_size
+    model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
+    model = GPT2CausalLM(GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer)
+    jit_compile = config.jit_compile
+    if jit_compile is None:
+        # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
+        jit_compile = config.precision != "mixed_bfloat16"
+    model.compile(
+        optimizer=make_optimizer(config, model.trainable_variables),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=config.steps_per_execution,
+        jit_compile=jit_compile,
+    )
+    return model
+
+
+def _prepare_directory(config):
+    directory = pathlib.Path(config.out)
+    if (directory / "config.json").exists() and not config.overwrite:
+        raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite true")
+    try:
+        (directory / "training").mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").unlink(missing_ok=True)  # what follows is no whole model until its first checkpoint
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
+    return directory
+
+
+def _wants_tensorboard(config):
+    return config.tensorboard and TensorBoardLog.available()
