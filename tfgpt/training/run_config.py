@@ -20,12 +20,13 @@ class RunConfig:
         preset: the size that the fields below override ("gpt2", "gpt2-mini", ...).
         tokenizer: "bpe" and "character" are trained on the data; a directory with vocab.json and merges.txt is read.
         vocabulary_size: of a tokenizer that is trained with "bpe"; by default the preset's.
-        num_layers: L; by default the preset's, as for the next five.
+        num_layers: L; by default the preset's, as for the next six.
         num_heads: H.
         hidden_dim: D.
         intermediate_dim: F; by default 4 D.
         max_sequence_length: the context window, in tokens.
         dropout: rate at GPT-2's three places.
+        initializer_range: standard deviation of the initial weights.
         steps: optimizer steps.
         batch_size: windows a step.
         learning_rate: the highest, after warm-up.
@@ -63,6 +64,7 @@ class RunConfig:
     intermediate_dim: int | None = None
     max_sequence_length: int | None = None
     dropout: float | None = None
+    initializer_range: float | None = None
     steps: int = 1000
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -104,6 +106,7 @@ class RunConfig:
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         for name in ("beta_1", "beta_2"):
             self._expect(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        self._expect("initializer_range", self.initializer_range is None or self.initializer_range > 0, "above 0")
         self._expect("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -122,6 +125,7 @@ class RunConfig:
     def model_overrides(self):
         """The `GPT2Backbone` arguments that the run sets."""
         names = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
+        names += ("initializer_range",)
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _expect(self, name, valid, expected):

@@ -9,7 +9,8 @@ class GPT2Backbone(keras.Model):
     """GPT-2 without its output projection ("Language Models are Unsupervised Multitask Learners", Radford et al. 2019).
 
     Token and position vectors, `num_layers` pre-norm decoder blocks, a last normalization. Kernels are initialized
-    with standard deviation 0.02, those that write into the residual stream with 0.02 / sqrt(2 L) (section 2.3).
+    with standard deviation 0.02, those that write into the residual stream with 0.02 / sqrt(2 L) (section 2.3), so
+    that its variance does not grow with depth.
 
     Args:
         vocabulary_size: V.
@@ -21,6 +22,7 @@ class GPT2Backbone(keras.Model):
         dropout: rate at GPT-2's three places: embeddings, attention weights, and each sublayer's output.
         activation: of the feed-forward networks, by name.
         layer_norm_epsilon: of the normalizations.
+        initializer_range: standard deviation of the initial weights, 0.02 in GPT-2.
         dtype: a dtype or a Keras policy such as "mixed_bfloat16".
 
     Call arguments:
@@ -53,6 +55,7 @@ class GPT2Backbone(keras.Model):
         dropout=0.0,
         activation="gelu_tanh",
         layer_norm_epsilon=1e-5,
+        initializer_range=0.02,
         dtype=None,
         **kwargs,
     ):
@@ -68,19 +71,20 @@ class GPT2Backbone(keras.Model):
         self.dropout = dropout
         self.activation = activation
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
 
         # === Layers ===
         self.token_embedding = TokenEmbedding(
             vocabulary_size,
             hidden_dim,
-            embeddings_initializer=_normal(0.02),
+            embeddings_initializer=_normal(initializer_range),
             dtype=self.dtype_policy,
             name="token_embedding",
         )
         self.position_embedding = LearnedPositions(
             max_sequence_length,
             hidden_dim,
-            embeddings_initializer=_normal(0.02),
+            embeddings_initializer=_normal(initializer_range),
             dtype=self.dtype_policy,
             name="position_embedding",
         )
@@ -93,8 +97,8 @@ class GPT2Backbone(keras.Model):
                 normalization="pre",
                 dropout=dropout,
                 layer_norm_epsilon=layer_norm_epsilon,
-                kernel_initializer=_normal(0.02),
-                output_initializer=_normal(0.02 * (2 * num_layers) ** -0.5),
+                kernel_initializer=_normal(initializer_range),
+                output_initializer=_normal(initializer_range * (2 * num_layers) ** -0.5),
                 dtype=self.dtype_policy,
                 name=f"block_{i}",
             )
@@ -160,6 +164,7 @@ class GPT2Backbone(keras.Model):
             "dropout": self.dropout,
             "activation": self.activation,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_range": self.initializer_range,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 

@@ -19,6 +19,7 @@ CONFIG_KEYS = {
     "dropout": "resid_pdrop",
     "activation": "activation_function",
     "layer_norm_epsilon": "layer_norm_epsilon",
+    "initializer_range": "initializer_range",
 }
 
 # our activation names -> Hugging Face's
