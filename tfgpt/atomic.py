@@ -16,7 +16,7 @@ def atomic_directory(path, overwrite=False):
     Raises:
         UserError: if `path` holds something and `overwrite` is false, or if it cannot be written.
     """
-    path = pathlib.Path(path).absolute()
+    path = pathlib.Path(path).resolve()  # a link stays, and what it points to is replaced
     if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already and is not an empty directory; expected a new one")
     with _writable(path):
@@ -61,7 +61,10 @@ def _replace(new, path):
     old = new.with_name(new.name + ".old")
     os.rename(path, old)  # a directory that is not empty cannot be renamed over
     os.rename(new, path)
-    shutil.rmtree(old)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 from tfgpt.atomic import write_text
+from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
 from tfgpt.training.run_config import RunConfig
 
@@ -23,6 +24,7 @@ def train(json: str | None = None, **run):
     from tfgpt.cli.progress import TrainingDisplay
 
     with TrainingDisplay() as display:
+        import_tensorflow()
         from tfgpt.training.trainer import train as train_model
 
         result = train_model(config, display)
@@ -78,6 +80,8 @@ def generate(
         "stop_token_ids": None if stop_token_ids is None else tuple(stop_token_ids),
         "seed": seed,
     }
+    if runtime != "onnx":
+        import_tensorflow()
     if runtime == "keras":
         from tfgpt.models import GPT2CausalLM
 
@@ -106,6 +110,8 @@ def evaluate(model: str, data: list[str], stride: int | None = None, json: str |
         json: also write the figures to this file.
     """
     from tfgpt.cli.progress import show_fraction
+
+    import_tensorflow()
     from tfgpt.models import GPT2CausalLM
     from tfgpt.text import read_documents
     from tfgpt.training.evaluation import evaluate_text
@@ -144,6 +150,7 @@ def export(
     from tfgpt.cli.progress import show_status
 
     with show_status("loading TensorFlow") as on_progress:
+        import_tensorflow()
         from tfgpt.export import ParityError, export_release
 
         chosen = formats.split(",") if isinstance(formats, str) else formats
@@ -168,6 +175,7 @@ def parity(release: str, model: str, data: str | None = None, json: str | None =
     from tfgpt.cli.progress import show_status
 
     with show_status("loading TensorFlow") as on_progress:
+        import_tensorflow()
         from tfgpt.export import ParityError, prove_release
 
         try:

@@ -7,6 +7,7 @@ import shutil
 import time
 
 from tfgpt.cli.progress import TrainingDisplay, print_table, show_status
+from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
 from tfgpt.training.run_config import RunConfig
 
@@ -27,10 +28,12 @@ def run_demo(out: pathlib.Path):
         batch_size=16,
         learning_rate=2e-3,
         min_learning_rate=2e-4,
+        initializer_range=0.08,  # GPT-2's 0.02 suits its own width
         sample_prompt=PROMPT,
         sample_tokens=64,
     )
     with TrainingDisplay() as display:
+        import_tensorflow()
         from tfgpt.training.trainer import train
 
         result = train(config, display)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 
@@ -28,7 +27,6 @@ COMMANDS = {
 
 def main(arguments=None):
     """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C."""
-    _quiet_tensorflow()
     chosen = build_parser().parse_args(arguments)
     function = next(command for command in COMMANDS if command.__name__ == chosen.command)
     options = chosen[chosen.command].as_dict()
@@ -78,8 +76,3 @@ class _Parser(jsonargparse.ArgumentParser):
             hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
             return f"unknown option {name!r}{hint}"
         return " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
-
-
-def _quiet_tensorflow():
-    """Turns TensorFlow's chatter off, for users who did not ask for another level."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

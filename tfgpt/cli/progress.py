@@ -102,4 +102,6 @@ def print_table(headings, rows):
     table = Table(*map(escape, headings))
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console = Console()
+    # Where output is not a terminal, such as in a log, rich would wrap cells at 80 columns.
+    (console if console.is_terminal else Console(width=150)).print(table)

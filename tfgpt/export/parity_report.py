@@ -12,7 +12,7 @@ COLUMNS = (
     ("max |Δlogit|", "max_logit_difference", "{:.1e}"),
     ("mean |Δlogit|", "mean_logit_difference", "{:.1e}"),
     ("mean KL", "mean_kl_divergence", "{:.1e}"),
-    ("top-1 agreement", "top1_agreement", "{:.2%}"),
+    ("top-1", "top1_agreement", "{:.2%}"),
     ("Δ perplexity", "perplexity_difference", "{:+.1e}"),
 )
 

@@ -165,9 +165,6 @@ class MultiHeadAttention(keras.layers.Layer):
             ops.slice_update(buffer, (0, 0, cache_index, 0), new) for buffer, new in zip(cache, (k, v), strict=True)
         )
 
-    def compute_output_shape(self, x_shape, memory_shape=None):
-        return tuple(x_shape)
-
     def get_config(self):
         return {
             **super().get_config(),

@@ -47,9 +47,6 @@ class TokenEmbedding(keras.layers.Layer):
         logits = ops.matmul(x, ops.transpose(self.embeddings))
         return ops.reshape(logits, (*shape[:-1], self.vocabulary_size))
 
-    def compute_output_shape(self, input_shape, reverse=False):
-        return (*input_shape[:-1], self.vocabulary_size) if reverse else (*input_shape, self.hidden_dim)
-
     def get_config(self):
         return {
             **super().get_config(),

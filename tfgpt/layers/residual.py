@@ -58,9 +58,6 @@ class ResidualBlock(keras.layers.Layer):
             x = self.norm(x)
         return (x, *others) if others else x
 
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
-
     def get_config(self):
         return {
             **super().get_config(),

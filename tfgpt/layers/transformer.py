@@ -85,9 +85,6 @@ class TransformerBlock(keras.layers.Layer):
             name=name,
         )
 
-    def compute_output_shape(self, x_shape, *args, **kwargs):
-        return tuple(x_shape)
-
     def get_config(self):
         return {
             **super().get_config(),

@@ -38,7 +38,7 @@ def training_windows(split, window, batch_size, seed, start_step=0):
     return _without_autotune(steps.map(inputs_and_targets).prefetch(PREFETCH))
 
 
-def sequential_windows(split, window, batch_size):
+def sequential_windows(split, window, batch_size, num_batches=None):
     """A finite dataset of `(inputs, targets, weights)`, (B, T) each, in which every token of the split but the first
     is a target of weight 1 exactly once.
 
@@ -49,13 +49,15 @@ def sequential_windows(split, window, batch_size):
         split: a `TokenSplit`.
         window: T, tokens a row.
         batch_size: B.
+        num_batches: take so many batches at most, spread evenly over the split; by default all of them.
 
     Raises:
         UserError: if the split is shorter than a window and its last target, T + 1 tokens.
     """
     _check(split, window, batch_size, split.num_tokens)
     size = batch_size * window
-    num_batches = -(-(split.num_tokens - 1) // size)
+    all_batches = -(-(split.num_tokens - 1) // size)
+    taken = np.linspace(0, all_batches - 1, min(num_batches or all_batches, all_batches)).round().astype(np.int64)
 
     def batch(number):
         tokens = split.read(number * size, (number + 1) * size + 1)  # one more: the last target
@@ -68,7 +70,7 @@ def sequential_windows(split, window, batch_size):
         arrays = tf.numpy_function(batch, [number], (tf.int32, tf.int32, tf.float32), stateful=False)
         return tuple(tf.ensure_shape(array, (batch_size, window)) for array in arrays)
 
-    batches = tf.data.Dataset.range(num_batches)
+    batches = tf.data.Dataset.from_tensor_slices(taken)
     return _without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
 
 

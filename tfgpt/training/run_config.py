@@ -41,7 +41,8 @@ class RunConfig:
         jit_compile: compile the step with XLA; by default so, except for mixed_bfloat16 on a CPU.
         steps_per_execution: steps in one call of the compiled function; by default as many as fit the log.
         evaluate_every: steps between validations; divides `steps`. By default a tenth of them.
-        validation_batches: batches of one validation during the run; the last one always takes the whole split.
+        validation_batches: batches of a validation during the run, spread over the split; when the run has ended, the
+            whole split is evaluated.
         patience: validations without improvement before the run stops early; 0 never stops it.
         log_every: steps between rows of training/metrics.csv; divides `evaluate_every`. By default about 10.
         validation_fraction: of the text, held out.

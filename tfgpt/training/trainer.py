@@ -105,7 +105,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         shards.split("validation"),
     )
     dataset = training_windows(train_split, window, config.batch_size, config.seed)
-    validation = sequential_windows(validation_split, window, config.batch_size).take(config.validation_batches)
+    validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
 
     write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)

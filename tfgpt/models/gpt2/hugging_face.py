@@ -27,7 +27,15 @@ ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": 
 
 
 def to_config(backbone, end_token_id=None):
-    """The contents of config.json for a `GPT2Backbone`."""
+    """The contents of config.json for a `GPT2Backbone`.
+
+    Raises:
+        UserError: if its activation has no name in Hugging Face's GPT-2.
+    """
+    if backbone.activation not in ACTIVATIONS:
+        raise UserError(
+            f"config.json has no word for activation {backbone.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     config |= {theirs: getattr(backbone, ours) for ours, theirs in CONFIG_KEYS.items()}
     config["activation_function"] = ACTIVATIONS[backbone.activation]
@@ -53,6 +61,8 @@ def from_config(config, source):
     for key in required:
         if not isinstance(config.get(key), int) or config[key] < 1:
             raise UserError(f"{source} has {key} {config.get(key)!r}, expected a positive integer")
+    if config["n_embd"] % config["n_head"]:
+        raise UserError(f"{source} has n_embd {config['n_embd']}, expected a multiple of n_head {config['n_head']}")
     dropouts = {config.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     if len(dropouts) > 1:
         raise UserError(f"{source} has differing dropout rates {sorted(dropouts)}, expected one rate for all places")
