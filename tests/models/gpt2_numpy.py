@@ -77,9 +77,7 @@ def random_weights(num_layers, hidden_dim, vocabulary_size, max_sequence_length,
         values = random.standard_normal(shape, dtype="float32")
         if "ln_" in name:
             values = 0.2 * values + name.endswith("weight")
-        elif "wte" in name or "wpe" in name:
-            values = 0.1 * values
-        elif name.endswith("bias"):
+        elif "wte" in name or "wpe" in name or name.endswith("bias"):
             values = 0.1 * values
         else:
             values = (2.0 if "c_attn" in name else 0.5) * shape[0] ** -0.5 * values

@@ -68,11 +68,13 @@ class _Parser(jsonargparse.ArgumentParser):
         sys.exit(2)
 
     def _sentence(self, message):
-        unknown = re.search(r"(?:[Uu]nrecognized arguments: -*|[Kk]ey ['\"])([\w.-]+)", message)
+        unknown = re.search(r"(?:[Uu]nrecognized arguments: -*|does not accept option ')([\w.-]+)", message)
         if unknown:
             name = unknown.group(1).rpartition(".")[2]
             names = [action.dest for action in self._actions if action.dest != "help"]
             near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
             return f"unknown option {name!r}{hint}"
-        return " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
+        sentence = " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
+        sentence = re.sub(r'Parser key "([^"]+)":', r"option \1:", sentence)  # jsonargparse's words for an option
+        return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", sentence).replace(" Got value:", " found")

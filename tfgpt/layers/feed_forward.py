@@ -22,9 +22,9 @@ def get_activation(name):
     Raises:
         ValueError: for a name that is neither.
     """
-    if callable(name):
-        return name
-    return ACTIVATIONS.get(name) or keras.activations.get(name)
+    if isinstance(name, str) and name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    return keras.activations.get(name)  # a name, a function, or the configuration of a registered one
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")

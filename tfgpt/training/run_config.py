@@ -31,7 +31,7 @@ class RunConfig:
         batch_size: windows a step.
         learning_rate: the highest, after warm-up.
         min_learning_rate: the last, at the end of the cosine.
-        warmup_steps: of linear warm-up from 0.
+        warmup_steps: of linear warm-up from 0; by default 100, or a tenth of a short run.
         weight_decay: of matrices; biases and normalization are never decayed.
         beta_1: of AdamW.
         beta_2: of AdamW.
@@ -70,7 +70,7 @@ class RunConfig:
     batch_size: int = 16
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-4
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     weight_decay: float = 0.1
     beta_1: float = 0.9
     beta_2: float = 0.95
@@ -99,6 +99,8 @@ class RunConfig:
             raise UserError("data is empty, expected files, folders, globs or 'stdlib'")
         for name in ("steps", "batch_size", "validation_batches"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
+        if self.warmup_steps is None:
+            self.warmup_steps = min(100, self.steps // 10)
         for name in ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "max_bytes"):
             self._expect(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "epsilon"):

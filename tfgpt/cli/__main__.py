@@ -1,0 +1,7 @@
+"""`python -m tfgpt.cli`."""
+
+import sys
+
+from tfgpt.cli import main
+
+sys.exit(main())
