@@ -24,7 +24,7 @@ REQUIREMENTS = [
     "rich>=13.9",
     "PyYAML>=6.0.2",
 ]
-PLOTS = ["matplotlib>=3.9", "tensorboard>=2.20"]
+PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 INTEROP = ["torch>=2.13", "transformers>=5.0"]
 EXTRAS = {
     "plots": PLOTS,

@@ -62,9 +62,9 @@ def _imported(module, node):
         base = module.split(".")[: -node.level] if node.level else []
         base += node.module.split(".") if node.module else []
         return [".".join([*base, alias.name]) for alias in node.names]
-    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-        if ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
-            return [node.args[0].value]
+    by_name = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+    if by_name and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+        return [node.args[0].value]
     if isinstance(node, ast.Attribute) and ast.unparse(node) in ("tf.keras", "tensorflow.keras"):
         return ["tensorflow.keras"]
     return []

@@ -52,7 +52,7 @@ def test_numbers_are_uniform(along):
     changing, fixed = np.arange(count), np.full(count, 12345)
     drawn = numbers(changing, fixed) if along == "seeds" else numbers(fixed, changing)
     assert drawn.dtype == np.float32
-    assert 0 <= drawn.min() and drawn.max() < 1
+    assert drawn.min() >= 0 and drawn.max() < 1
     observed = np.histogram(drawn, bins=bins, range=(0, 1))[0]
     assert ((observed - count / bins) ** 2 / (count / bins)).sum() < 103.4  # 63 degrees of freedom, p = 0.001
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.013  # 3.3 standard errors

@@ -1,5 +1,7 @@
 """Every public layer: through its configuration, through a .keras file, and under each dtype policy."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -83,6 +85,10 @@ def test_configuration_round_trip(name):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is type(layer)
     assert again.get_config() == layer.get_config()
+    arguments = set(inspect.signature(type(layer)).parameters) - {"kwargs"}
+    if name == "TransformerEncoderBlock":
+        arguments.remove("cross_attention")
+    assert arguments <= set(layer.get_config())
     inputs = batch(shapes)
     expected = layer(*inputs)
     again(*inputs)

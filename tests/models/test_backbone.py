@@ -4,6 +4,7 @@ import pytest
 
 from tests.models import gpt2_numpy
 from tfgpt.models import PRESETS, GPT2Backbone
+from tfgpt.models.gpt2.backbone import positions_from_mask
 from tfgpt.models.gpt2.hugging_face import named_variables
 
 SMALL = {"vocabulary_size": 50, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 24}
@@ -50,6 +51,13 @@ def test_parameter_counts(name, count, without_memory):
     found = {name: tuple(variable.shape) for name, variable in named_variables(backbone).items()}
     assert found == gpt2_numpy.shapes(*sizes)
     assert len(found) == len(backbone.weights) == len(backbone.trainable_weights)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_published_sizes_have_heads_of_64(name):
+    config = PRESETS[name]
+    assert config["hidden_dim"] == 64 * config["num_heads"]
+    assert (config["vocabulary_size"], config["max_sequence_length"], config["dropout"]) == (50257, 1024, 0.1)
 
 
 def test_every_preset_is_counted():
@@ -103,6 +111,7 @@ def test_initialization_follows_the_seed():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # of a single key: right so
 def test_padded_rows_equal_unpadded_ones(backbone, side):
     lengths = (9, 4, 1)
     ids, mask = np.full((3, 12), 7), np.zeros((3, 12), "int32")
@@ -136,6 +145,13 @@ def test_positions_of_ones_own(backbone):
     np.testing.assert_allclose(backbone(IDS, position_ids=np.tile(np.arange(9), (2, 1))), backbone(IDS), atol=1e-6)
 
 
+def test_positions_from_mask():
+    mask = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    for dtype in ("int32", "bool"):
+        found = positions_from_mask(mask.astype(dtype))
+        np.testing.assert_array_equal(found, [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, 2, 3]])
+
+
 # === Cache ===
 
 
@@ -162,6 +178,10 @@ def test_dropout_only_in_training():
     assert not np.allclose(backbone(IDS, training=True), backbone(IDS), atol=1e-3)
     rates = {layer.rate for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.Dropout)}
     assert rates == {0.3}
+    for layer in backbone._flatten_layers():
+        if isinstance(layer, keras.layers.Dropout) and layer is not backbone.embeddings_dropout:
+            layer.rate = 0.0
+    assert not np.allclose(backbone(IDS, training=True), backbone(IDS), atol=1e-3)
 
 
 @pytest.mark.parametrize("policy, dtype", [("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float16")])
@@ -190,3 +210,9 @@ def test_keras_file_round_trip(backbone, tmp_path):
     backbone.save(tmp_path / "backbone.keras")
     loaded = keras.saving.load_model(tmp_path / "backbone.keras")
     np.testing.assert_array_equal(loaded(IDS), backbone(IDS))
+
+
+def test_a_sequence_past_the_window_is_one_sentence():
+    model = GPT2Backbone(vocabulary_size=10, num_layers=1, num_heads=1, hidden_dim=4, max_sequence_length=8)
+    with pytest.raises(ValueError, match="the sequence has 9 tokens, expected at most the window's 8"):
+        model(np.zeros((1, 9), "int32"))

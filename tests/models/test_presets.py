@@ -126,11 +126,10 @@ def test_a_directory_with_the_name_of_a_preset(model, tmp_path, monkeypatch):
     assert loaded.count_params() == model.count_params()
 
 
-@pytest.mark.parametrize("path", ["nowhere/model", "./gpt2-test"])
-def test_a_directory_that_is_not_there(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="config.json is missing, expected a model directory"):
-        GPT2CausalLM.from_preset(path)
+def test_a_directory_that_is_not_there(tmp_path):
+    for path in ("nowhere/model", tmp_path / "gpt2", str(tmp_path)):
+        with pytest.raises(UserError, match="config.json is missing, expected a model directory"):
+            GPT2CausalLM.from_preset(path)
 
 
 TEXT = ["the cat sat on the mat, the cat ate the rat\n"]

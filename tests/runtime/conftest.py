@@ -8,7 +8,7 @@ from tfgpt.export.keras_runner import KerasRunner
 from tfgpt.models import GPT2CausalLM
 from tfgpt.text import BytePairTokenizer
 
-WORDS = "some words to merge again and some more that no one will ever read".split()
+WORDS = ["some", "words", "to", "merge", "again", "and", "some", "more", "that", "no", "one", "will", "ever", "read"]
 
 
 @pytest.fixture(scope="package")

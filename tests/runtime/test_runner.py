@@ -6,6 +6,7 @@ import pytest
 from tfgpt.errors import UserError
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.runtime.runner import Runner, positions_from_mask
+from tfgpt.text import CharacterTokenizer
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
@@ -91,6 +92,9 @@ def test_texts_are_keras(runner, exported):
 def test_an_empty_text_is_continued_as_keras_does(runner, exported):
     expected = exported.model.generate(["", "some"], max_new_tokens=10)
     assert runner.continue_texts(exported.model.tokenizer, ["", "some"], 10) == expected
+    without_end = CharacterTokenizer.train(["abc"])
+    with pytest.raises(UserError, match="prompt 1 is empty, expected at least one token"):
+        runner.continue_texts(without_end, ["a", ""], 10)
 
 
 def test_what_a_runner_knows_of_its_model(runner):

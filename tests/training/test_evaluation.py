@@ -53,3 +53,8 @@ def test_bad_input(model):
         evaluate_tokens(model, [3], 1)
     with pytest.raises(UserError, match="stride is 9, expected 1 to the window of 8 tokens"):
         evaluate_tokens(model, [3, 4], 2, stride=9)
+
+
+def test_token_ids_outside_the_vocabulary(model):
+    with pytest.raises(UserError, match="token ids from 3 to 11, expected 0 to 10"):
+        evaluate_tokens(model, [3, 11], 2)

@@ -30,6 +30,7 @@ class KerasRunner(Runner):
         return logits.numpy(), [tensor for pair in cache for tensor in pair]
 
     def logits(self, token_ids, padding_mask):
+        self.check(token_ids)
         inputs = {"token_ids": tf.constant(token_ids, tf.int32), "padding_mask": tf.constant(padding_mask, tf.int32)}
         return self._logits(inputs).numpy()
 

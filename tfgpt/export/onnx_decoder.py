@@ -63,6 +63,9 @@ def convert(model):
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     function = tf.function(step, autograph=False, input_signature=signature)
     proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
+    used = {node.domain for node in proto.graph.node}
+    for opset in [opset for opset in proto.opset_import if opset.domain not in used]:
+        proto.opset_import.remove(opset)  # tf2onnx always declares ai.onnx.ml
 
     # Inputs and outputs come back in the order they went in; only their names and axes are to be restored.
     described = [*inputs, *outputs]

@@ -22,6 +22,9 @@ def export_saved_model(model, path):
     Args:
         model: a `GPT2CausalLM` that computes in float32.
         path: the directory of one version, such as `saved_model/NAME/1`.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     module = tf.Module()
     # The variables and nothing else of Keras: the artifact does not depend on Keras' classes.
@@ -43,16 +46,16 @@ def export_saved_model(model, path):
         return {_name(tensor): value for tensor, value in zip(outputs, decoder_step(model, *arguments), strict=True)}
 
     logits = logits.get_concrete_function()
-    tf.saved_model.save(
-        module,
-        str(path),
-        signatures={
-            SERVE_DEFAULT: logits,
-            "logits": logits,
-            "generate": generate.get_concrete_function(),
-            "decode_step": step.get_concrete_function(),
-        },
-    )
+    signatures = {
+        SERVE_DEFAULT: logits,
+        "logits": logits,
+        "generate": generate.get_concrete_function(),
+        "decode_step": step.get_concrete_function(),
+    }
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+    except tf.errors.OpError as error:  # how TensorFlow reports a full disk; the reason is the message's last part
+        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 
 
 def _name(tensor):

@@ -50,12 +50,28 @@ class Runner:
         return [empty] * (2 * self.num_layers)
 
     def logits(self, token_ids, padding_mask):
-        """Logits (B, T, V) of a batch in one pass; padding, on either side, is 0 in `padding_mask` (B, T)."""
+        """Logits (B, T, V) of a batch in one pass; padding, on either side, is 0 in `padding_mask` (B, T).
+
+        Raises:
+            UserError: for sequences longer than the window, or token ids outside the vocabulary.
+        """
+        self.check(token_ids)
         cache = self.empty_cache(len(token_ids))
         return self.step(token_ids, padding_mask, positions_from_mask(padding_mask), cache)[0]
 
+    def check(self, token_ids):
+        """Raises a `UserError` for sequences longer than the window, or token ids outside the vocabulary."""
+        if token_ids.shape[1] > self.window:
+            raise UserError(
+                f"the sequence has {token_ids.shape[1]} tokens, expected at most the window's {self.window}"
+            )
+        if not 0 <= token_ids.min() <= token_ids.max() < self.vocabulary_size:
+            wrong = token_ids.max() if token_ids.max() >= self.vocabulary_size else token_ids.min()
+            raise UserError(f"token id {wrong} is outside the vocabulary, expected 0 to {self.vocabulary_size - 1}")
+
     def cached_logits(self, token_ids, padding_mask, prompt_length):
         """The same logits by way of the cache: `prompt_length` columns at once, the others one by one."""
+        self.check(token_ids)
         positions = positions_from_mask(padding_mask)
         cache = self.empty_cache(len(token_ids))
         outputs = []
@@ -84,7 +100,9 @@ class Runner:
         """
         if stop_token_ids is None:
             stop_token_ids = () if tokenizer.end_token_id is None else (tokenizer.end_token_id,)
-        contexts = [tokenizer.encode(prompt) for prompt in prompts]
+        # As the Keras model does: an empty text begins after the end of another.
+        empty = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
+        contexts = [tokenizer.encode(prompt) or empty for prompt in prompts]
         if not all(contexts):
             raise UserError(f"prompt {contexts.index([])} is empty, expected at least one token")
         new = self.greedy(contexts, max_new_tokens, stop_token_ids)

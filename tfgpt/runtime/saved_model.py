@@ -33,7 +33,7 @@ class SavedModelRunner(Runner):
         self.path = max(versions, key=lambda path: int(path.name))
         try:
             self._module = tf.saved_model.load(str(self.path))  # kept: signatures do not keep their variables alive
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{self.path} cannot be loaded by TensorFlow: {reason}") from error
         self.signatures = self._module.signatures
@@ -51,6 +51,7 @@ class SavedModelRunner(Runner):
         return outputs["logits"].numpy(), [outputs[name].numpy() for name in self.present_names]
 
     def logits(self, token_ids, padding_mask):
+        self.check(token_ids)
         outputs = self.signatures["logits"](
             token_ids=tf.constant(token_ids, tf.int32), padding_mask=tf.constant(padding_mask, tf.int32)
         )

@@ -50,7 +50,7 @@ def evaluate_tokens(model, token_ids, num_bytes, stride=None, on_progress=None):
         on_progress: called with the fraction done.
 
     Raises:
-        UserError: if there are fewer than two tokens, or the stride is out of range.
+        UserError: if there are fewer than two tokens, ids outside the vocabulary, or a stride out of range.
     """
     window = model.backbone.max_sequence_length
     stride = max(window // 2, 1) if stride is None else stride
@@ -59,6 +59,12 @@ def evaluate_tokens(model, token_ids, num_bytes, stride=None, on_progress=None):
         raise UserError(f"stride is {stride}, expected 1 to the window of {window} tokens")
     if len(token_ids) < 2:
         raise UserError(f"the text has {len(token_ids)} tokens, expected at least 2: the first predicts the second")
+    vocabulary_size = model.backbone.vocabulary_size
+    if not 0 <= token_ids.min() <= token_ids.max() < vocabulary_size:
+        raise UserError(
+            f"the text has token ids from {token_ids.min()} to {token_ids.max()}, expected 0 to {vocabulary_size - 1}: "
+            "is the tokenizer the model's own?"
+        )
     starts = _window_starts(len(token_ids), window, stride)
     step = _evaluation_step(model)
     rows = max(1, BATCH_TOKENS // window)

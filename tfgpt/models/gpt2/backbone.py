@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from tfgpt.errors import UserError
 from tfgpt.layers import LearnedPositions, TokenEmbedding, TransformerDecoderBlock, decoder_mask
 
 
@@ -36,6 +37,9 @@ class GPT2Backbone(keras.Model):
 
     Returns:
         Hidden states (B, T, D); with a cache `(hidden states, cache)`.
+
+    Raises:
+        UserError: for sequences longer than the context window.
 
     Example:
 
@@ -120,6 +124,12 @@ class GPT2Backbone(keras.Model):
 
     def call(self, inputs, cache=None, cache_index=None, position_ids=None, training=None):
         token_ids, padding_mask = split_inputs(inputs)
+        length = token_ids.shape[1]
+        if length is not None and length > self.max_sequence_length:
+            # Compiled by XLA, positions past the last one would silently become the last one.
+            raise UserError(
+                f"the sequence has {length} tokens, expected at most the window's {self.max_sequence_length}"
+            )
         query_length = ops.shape(token_ids)[1]
         past_length = 0
         key_length = query_length

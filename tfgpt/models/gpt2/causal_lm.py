@@ -99,7 +99,8 @@ class GPT2CausalLM(keras.Model):
             UserError: for an unknown name, or a directory that is not a whole model directory.
         """
         directory = pathlib.Path(preset)
-        from_directory = directory.is_dir() or (preset not in PRESETS and len(directory.parts) > 1)
+        named = str(preset) in PRESETS and not (load_weights and directory.is_dir())
+        from_directory = not named and (directory.is_dir() or len(directory.parts) > 1)
         config = model_directory.read_config(directory) if from_directory else preset_config(str(preset))
         if load_weights and not from_directory:
             raise UserError(
@@ -107,6 +108,8 @@ class GPT2CausalLM(keras.Model):
             )
         if seed is not None:
             keras.utils.set_random_seed(seed)
+        if "hidden_dim" in overrides:
+            config["intermediate_dim"] = 4 * overrides["hidden_dim"]
         model = cls(GPT2Backbone(**{**config, "dtype": dtype, **overrides}))
         if from_directory:
             if (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
