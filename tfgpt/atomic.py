@@ -24,7 +24,7 @@ def atomic_directory(path, overwrite=False):
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
             yield temporary
-            temporary.chmod(0o755)  # mkdtemp's directories are private
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp's directories are private
             _replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -43,6 +43,7 @@ def atomic_file(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            temporary.chmod(0o666 & ~_umask())  # some writers make private files
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -60,11 +61,21 @@ def _replace(new, path):
         return
     old = new.with_name(new.name + ".old")
     os.rename(path, old)  # a directory that is not empty cannot be renamed over
-    os.rename(new, path)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
     if old.is_dir():
         shutil.rmtree(old)
     else:
         old.unlink()
+
+
+def _umask():
+    mask = os.umask(0)  # there is no way to read it but to set it
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager

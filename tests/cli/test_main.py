@@ -160,3 +160,15 @@ def test_help_imports_no_framework():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert "train" in done.stdout
+
+
+def test_a_failed_parity_check_still_writes_its_figures(release, model, tmp_path, capsys):
+    from tfgpt.models import GPT2CausalLM
+
+    other = GPT2CausalLM.from_preset(model)
+    other.backbone.final_norm.gamma.assign(other.backbone.final_norm.gamma * float("nan"))
+    other.save_to_preset(tmp_path / "other")
+    arguments = ["parity", str(release), "--model", str(tmp_path / "other"), "--json", str(tmp_path / "p.json")]
+    assert main([*arguments, "--data", str(model.parent / "text.txt")]) == 1
+    figures = json.loads((tmp_path / "p.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+    assert not figures["passed"] and figures["runtimes"][0]["breaches"]

@@ -45,3 +45,9 @@ def test_row_i_has_the_seed_plus_i_or_its_own():
     assert GenerationSettings(seed=(9, 2, 9)).row_seeds(3) == [9, 2, 9]
     with pytest.raises(UserError, match="seed has 2 values for 3 prompts, expected one each"):
         GenerationSettings(seed=(1, 2)).row_seeds(3)
+
+
+@pytest.mark.parametrize("seed", [-(2**62), 2**62, (0, 2**64)])
+def test_a_seed_out_of_range(seed):
+    with pytest.raises(UserError, match="seed is .*, expected less than 2\\^62"):
+        GenerationSettings(seed=seed)

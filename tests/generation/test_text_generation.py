@@ -63,7 +63,7 @@ def test_an_empty_text_begins_at_the_end_of_text(text_model):
         ([[1], [2]], {"temperature": 1.0, "seed": (1,)}, "seed has 1 values for 2 prompts, expected one each"),
         (["text"], {}, "the model has no tokenizer, expected prompts of token ids or a tokenizer"),
         ("text", {}, "the model has no tokenizer, expected prompts of token ids or a tokenizer"),
-        ([[1] * 40], {"num_beams": 2}, "beam search stays within the window of 32 tokens"),
+        ([[1] * 40], {"num_beams": 2}, "a prompt has 40 tokens, expected at most the window's 32 for beam search"),
     ],
 )
 def test_bad_input_is_one_sentence(model, prompts, settings, message):

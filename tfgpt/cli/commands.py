@@ -157,7 +157,7 @@ def export(
         try:
             reports = export_release(model, out, chosen, name, data, overwrite, on_progress)
         except ParityError as error:
-            return _parity_failed(error)
+            return _parity_failed(error, json)
     _print_parity(reports, json)
     size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; the proof is in {out}/parity.md")
@@ -181,7 +181,7 @@ def parity(release: str, model: str, data: str | None = None, json: str | None =
         try:
             reports = prove_release(release, model, data, on_progress)
         except ParityError as error:
-            return _parity_failed(error)
+            return _parity_failed(error, json)
     _print_parity(reports, json)
 
 
@@ -197,7 +197,8 @@ def demo(out: str = "build/demo", json: str | None = None):
     _write_json(json, run_demo(pathlib.Path(out)))
 
 
-def _parity_failed(error):
+def _parity_failed(error, json_path):
+    _print_parity(error.reports, json_path)
     print(f"tfgpt: {error}", file=sys.stderr)
     if len(error.breaches) > 1:
         print(f"tfgpt: and {len(error.breaches) - 1} more breaches", file=sys.stderr)

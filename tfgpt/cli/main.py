@@ -56,12 +56,17 @@ def build_parser():
         if function is commands.train:
             add_arguments(subparser, RunConfig)
         add_arguments(subparser, function, positional)
+        parser.subparsers.append(subparser)
         subcommands.add_subcommand(function.__name__, subparser, help=summary)
     return parser
 
 
 class _Parser(jsonargparse.ArgumentParser):
     """Says what is wrong in one sentence, with the nearest known name, and exits with code 2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.subparsers = []
 
     def error(self, message, ex=None):
         print(f"tfgpt: {self._sentence(str(message))}", file=sys.stderr)
@@ -71,7 +76,8 @@ class _Parser(jsonargparse.ArgumentParser):
         unknown = re.search(r"(?:[Uu]nrecognized arguments: -*|does not accept option ')([\w.-]+)", message)
         if unknown:
             name = unknown.group(1).rpartition(".")[2]
-            names = [action.dest for action in self._actions if action.dest != "help"]
+            # A key of a subcommand's configuration file is found missing by the parser above it.
+            names = [action.dest for parser in self.subparsers or [self] for action in parser._actions]
             near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
             return f"unknown option {name!r}{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -88,16 +89,20 @@ def check_parity(reference: Runner, runners, tokens, tolerance: Tolerance = TOLE
         for batch in batches:
             say(f"{runner.name}: one pass over {batch.padding_mask.sum()} tokens")
             logits = reference.logits(batch.token_ids, batch.padding_mask)
-            totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
+            with totals.breach_on_failure("one pass"):
+                totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
         say(f"{runner.name}: prefill, then token by token")
         # Against the reference's one pass: it is the cache that is on trial.
         logits = reference.logits(cached_batch.token_ids, cached_batch.padding_mask)
         prefix = max(cached_batch.token_ids.shape[1] - CACHED_STEPS, 1)
-        cached = runner.cached_logits(cached_batch.token_ids, cached_batch.padding_mask, prefix)
-        totals.add("prefill then decode", cached_batch, logits, cached)
+        with totals.breach_on_failure("prefill then decode"):
+            cached = runner.cached_logits(cached_batch.token_ids, cached_batch.padding_mask, prefix)
+            totals.add("prefill then decode", cached_batch, logits, cached)
         say(f"{runner.name}: greedy continuations")
         report = totals.finish()
-        compare_continuations(report, reference, prompts, expected, runner.greedy(prompts, GREEDY_TOKENS), tolerance)
+        with totals.breach_on_failure("greedy continuation"):
+            found = runner.greedy(prompts, GREEDY_TOKENS)
+            compare_continuations(report, reference, prompts, expected, found, tolerance)
         reports.append(report)
     return reports
 
@@ -153,6 +158,16 @@ class _Totals:
         self.report, self.tolerance = report, tolerance
         self.absolute = self.kl = self.agreed = 0.0
         self.losses, self.reference_losses = [], []
+
+    @contextlib.contextmanager
+    def breach_on_failure(self, check):
+        """An artifact that its runtime refuses to run is a breach like any other."""
+        try:
+            yield
+        except Exception as error:  # what runtimes raise has no base class in common
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            message = f"the runtime failed: {lines[0] if lines else type(error).__name__}"
+            self.report.breaches.append(Breach(self.report.runtime, check, 0, 0, message))
 
     def add(self, check, batch, reference, found):
         if found.shape != reference.shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 from tfgpt.atomic import atomic_file, write_text
 
@@ -18,12 +19,21 @@ COLUMNS = (
 
 
 def to_json(reports, tolerance):
-    """The reports as plain data."""
-    return {
+    """The reports as plain data; JSON has no infinity, so a difference that is not finite is null."""
+    figures = {
         "tolerance": dataclasses.asdict(tolerance),
         "passed": all(report.passed for report in reports),
         "runtimes": [dataclasses.asdict(report) | {"passed": report.passed} for report in reports],
     }
+    return _finite(figures)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(reports):

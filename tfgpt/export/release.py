@@ -31,11 +31,18 @@ COPIED = (
 
 
 class ParityError(Exception):
-    """An artifact left its tolerance; `breaches` says where, the worst first."""
+    """An artifact left its tolerance.
 
-    def __init__(self, breaches):
-        self.breaches = breaches
-        super().__init__(f"parity failed: {breaches[0]}")
+    Attributes:
+        reports: the `RunnerReport`s of all runtimes.
+        breaches: where it happened, the worst first.
+    """
+
+    def __init__(self, reports):
+        self.reports = reports
+        breaches = [breach for report in reports for breach in report.breaches]
+        self.breaches = sorted(breaches, key=lambda breach: -breach.excess)
+        super().__init__(f"parity failed: {self.breaches[0]}")
 
 
 def export_release(model_directory, out, formats=FORMATS, name=None, text=None, overwrite=False, on_progress=None):
@@ -97,9 +104,8 @@ def compare(release, model, tokens, runtimes, on_progress=None):
 
 
 def _raise_breaches(reports):
-    breaches = [breach for report in reports for breach in report.breaches]
-    if breaches:
-        raise ParityError(sorted(breaches, key=lambda breach: -breach.excess))
+    if any(report.breaches for report in reports):
+        raise ParityError(reports)
 
 
 def prove_release(release, model_directory, text=None, on_progress=None):

@@ -47,6 +47,9 @@ class GenerationSettings:
         ):
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}, expected {expected}")
+        for seed in (self.seed,) if isinstance(self.seed, int) else self.seed:
+            if not -(2**62) < seed < 2**62:
+                raise UserError(f"seed is {seed}, expected less than 2^62")
         sampled = self.temperature > 0 or self.repetition_penalty != 1
         if self.num_beams > 1 and sampled:
             raise UserError("beam search takes no temperature and no repetition_penalty, expected them at 0 and 1")

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.context_window import continue_in_segments, pad_left, room_left
+from tfgpt.context_window import continue_in_segments, pad_left
 from tfgpt.errors import UserError
 from tfgpt.generation.beam_search import beam_search
 from tfgpt.generation.decoding import DECODE_SIGNATURE, decode
@@ -111,7 +111,10 @@ def decode_function(model):
 
 def _beam_search(model, prompts, settings):
     window = model.backbone.max_sequence_length
-    room = min(room_left(prompt, window) for prompt in prompts)
+    longest = max(map(len, prompts))
+    if longest > window:
+        raise UserError(f"a prompt has {longest} tokens, expected at most the window's {window} for beam search")
+    room = window - longest + 1
     if settings.max_new_tokens > room:
         raise UserError(
             f"beam search stays within the window of {window} tokens, expected max_new_tokens of at most {room} after "

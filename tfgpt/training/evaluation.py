@@ -13,6 +13,8 @@ from tfgpt.errors import UserError
 
 BATCH_TOKENS = 4096  # about how many tokens one forward pass takes
 
+COMPILE_TOKENS = 2**20  # from here on, what XLA saves is more than what compiling costs
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -66,7 +68,7 @@ def evaluate_tokens(model, token_ids, num_bytes, stride=None, on_progress=None):
             "is the tokenizer the model's own?"
         )
     starts = _window_starts(len(token_ids), window, stride)
-    step = _evaluation_step(model)
+    step = _evaluation_step(model, jit_compile=len(starts) * window > COMPILE_TOKENS)
     rows = max(1, BATCH_TOKENS // window)
     loss = correct = 0.0
     for first in range(0, len(starts), rows):
@@ -124,8 +126,8 @@ def _rows(token_ids, starts, window, stride):
     return inputs, targets, (real & fresh).astype(np.float32)
 
 
-def _evaluation_step(model):
-    @tf.function(jit_compile=True, autograph=False)
+def _evaluation_step(model, jit_compile):
+    @tf.function(jit_compile=jit_compile, autograph=False)
     def step(inputs, targets, weights):
         logits = model(inputs, training=False)
         losses = keras.ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
