@@ -79,7 +79,7 @@ class _Parser(jsonargparse.ArgumentParser):
             # A key of a subcommand's configuration file is found missing by the parser above it.
             names = [action.dest for parser in self.subparsers or [self] for action in parser._actions]
             near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
+            hint = f"; did you mean {near[0]!r}?" if near else "; --help lists those there are"
             return f"unknown option {name!r}{hint}"
         sentence = " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
         sentence = re.sub(r'Parser key "([^"]+)":', r"option \1:", sentence)  # jsonargparse's words for an option
