@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV ?= uv
 DATA ?= data/shakespeare.txt
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
