@@ -43,7 +43,6 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_namespace_packages(include=["tfgpt", "tfgpt.*"], exclude=["*__pycache__*"]),
-    package_data={"": ["*.json", "*.txt", "*.yaml", "py.typed"]},
     python_requires=">=3.10,<3.14",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -27,6 +27,8 @@ def main():
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--initializer-range", type=float, help="in place of the configuration's")
     arguments = parser.parse_args()
+    if not arguments.data.is_file():
+        parser.error(f"{arguments.data} is missing; expected tinyshakespeare, as in `make bench DATA=path`")
     results = []
     for _ in range(arguments.runs):
         results.append({"who": "tfgpt", **run_tfgpt(arguments.data, arguments.initializer_range)})

@@ -63,7 +63,7 @@ def _replace(new, path):
     os.rename(path, old)  # a directory that is not empty cannot be renamed over
     try:
         os.rename(new, path)
-    except OSError:
+    except BaseException:  # also Ctrl-C
         os.rename(old, path)
         raise
     if old.is_dir():

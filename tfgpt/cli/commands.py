@@ -130,7 +130,7 @@ def evaluate(model: str, data: list[str], stride: int | None = None, json: str |
 def export(
     model: str,
     out: str,
-    formats: list[str] | str = "saved_model,onnx",
+    formats: list[str] = ("saved_model", "onnx"),
     name: str | None = None,
     data: str | None = None,
     overwrite: bool = False,
@@ -141,7 +141,7 @@ def export(
     Args:
         model: a model directory.
         out: the release directory to be made.
-        formats: saved_model, onnx, or both, separated by commas.
+        formats: saved_model, onnx, or both, separated by commas or spaces.
         name: of the served model; by default the model directory's.
         data: a text file for the parity check; by default the validation split of the training.
         overwrite: replace a release that `out` holds.
@@ -153,7 +153,7 @@ def export(
         import_tensorflow()
         from tfgpt.export import ParityError, export_release
 
-        chosen = formats.split(",") if isinstance(formats, str) else formats
+        chosen = [name for part in formats for name in part.split(",")]
         try:
             reports = export_release(model, out, chosen, name, data, overwrite, on_progress)
         except ParityError as error:

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import time
 
+from tfgpt.atomic import write_text
 from tfgpt.cli.progress import TrainingDisplay, print_table, show_status
 from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
@@ -75,10 +76,12 @@ def run_demo(out: pathlib.Path):
 
 
 def _clear(out):
-    """Removes what an earlier demo left, and nothing else."""
-    if out.exists() and not {path.name for path in out.iterdir()} <= {"model", "release"}:
-        raise UserError(f"{out} holds files that no demo made, expected a new folder")
+    """Removes what an earlier demo left, and nothing else; leaves the mark by which the next one knows it."""
+    mark = out / ".tfgpt-demo"
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something that no demo made, expected a new folder")
     shutil.rmtree(out, ignore_errors=True)
+    write_text(mark, "Made by `tfgpt demo`, which may remove this folder.\n")
 
 
 def _generate(model_directory, release):

@@ -81,6 +81,8 @@ class _Parser(jsonargparse.ArgumentParser):
             near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; --help lists those there are"
             return f"unknown option {name!r}{hint}"
+        if "does not support item assignment" in message:  # jsonargparse on a scalar where a list belongs
+            return "an option that takes several values was given one, expected a list, such as data: [text.txt]"
         sentence = " ".join(line.strip().lstrip("- ") for line in message.splitlines() if line.strip())
         sentence = re.sub(r'Parser key "([^"]+)":', r"option \1:", sentence)  # jsonargparse's words for an option
         return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", sentence).replace(" Got value:", " found")

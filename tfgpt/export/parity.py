@@ -37,6 +37,8 @@ class Breach:
     excess: float = math.inf  # how many times the tolerance, where it is a matter of degree
 
     def __str__(self):
+        if self.check == "manifest":
+            return f"{self.artifact}: {self.message}"
         return f"{self.artifact}, {self.check}, prompt {self.prompt}, position {self.position}: {self.message}"
 
 
@@ -79,7 +81,7 @@ def check_parity(reference: Runner, runners, tokens, tolerance: Tolerance = TOLE
     """
     say = on_progress or (lambda line: None)
     batches = ragged_batches(tokens, reference.window, reference.vocabulary_size)
-    cached_batch = _cached_batch(tokens, reference.window)
+    cached_batches = _cached_batches(tokens, reference.window)
     prompts = greedy_prompts(tokens, reference.window)
     say("keras: reference continuations")
     expected = reference.greedy(prompts, GREEDY_TOKENS)
@@ -91,13 +93,14 @@ def check_parity(reference: Runner, runners, tokens, tolerance: Tolerance = TOLE
             logits = reference.logits(batch.token_ids, batch.padding_mask)
             with totals.breach_on_failure("one pass"):
                 totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
-        say(f"{runner.name}: prefill, then token by token")
-        # Against the reference's one pass: it is the cache that is on trial.
-        logits = reference.logits(cached_batch.token_ids, cached_batch.padding_mask)
-        prefix = max(cached_batch.token_ids.shape[1] - CACHED_STEPS, 1)
-        with totals.breach_on_failure("prefill then decode"):
-            cached = runner.cached_logits(cached_batch.token_ids, cached_batch.padding_mask, prefix)
-            totals.add("prefill then decode", cached_batch, logits, cached)
+        for batch in cached_batches:
+            say(f"{runner.name}: prefill, then token by token, up to {batch.token_ids.shape[1]} tokens")
+            # Against the reference's one pass: it is the cache that is on trial.
+            logits = reference.logits(batch.token_ids, batch.padding_mask)
+            prefix = max(batch.token_ids.shape[1] - CACHED_STEPS, 1)
+            with totals.breach_on_failure("prefill then decode"):
+                cached = runner.cached_logits(batch.token_ids, batch.padding_mask, prefix)
+                totals.add("prefill then decode", batch, logits, cached)
         say(f"{runner.name}: greedy continuations")
         report = totals.finish()
         with totals.breach_on_failure("greedy continuation"):
@@ -111,7 +114,9 @@ def ragged_batches(tokens, window, vocabulary_size, rows=8):
     """Texts of lengths from a few tokens to the full window, in batches padded on the left and on the right in turn."""
     lengths = sorted({max(2, round(window * (i + 1) / rows)) for i in range(rows)})
     texts = [_text(tokens, i, len(lengths), length) for i, length in enumerate(lengths)]
-    rows_at_once = max(1, 2**26 // (window * vocabulary_size))  # 256 MB of float32 logits
+    # About 256 MB of float32 logits, but at least two rows, or nothing would be ragged, and at least two batches, for
+    # each side to be padded once.
+    rows_at_once = max(1, min(len(lengths) // 2, max(2, 2**26 // (window * vocabulary_size))))
     groups = [range(i, min(i + rows_at_once, len(texts))) for i in range(0, len(texts), rows_at_once)]
     return [_pad([texts[i] for i in group], group, left=bool(n % 2)) for n, group in enumerate(groups)]
 
@@ -140,9 +145,9 @@ def compare_continuations(report, reference, prompts, expected, found, tolerance
             continue
         context = np.array([prompt + a[:length]])
         margin = np.inf
-        if context.shape[1] <= reference.window:
+        if context.shape[1] <= reference.window and length < min(len(a), len(b)):
             logits = reference.logits(context, np.ones_like(context))[0, -1]
-            margin = np.diff(np.sort(logits)[-2:])[0] / max(1.0, np.abs(logits).max())
+            margin = (logits[a[length]] - logits[b[length]]) / max(1.0, np.abs(logits).max())
         if margin <= tolerance.logit:
             report.near_ties += 1
             continue
@@ -187,7 +192,7 @@ class _Totals:
         worst = int(by_position.argmax())
         report.max_logit_difference = max(report.max_logit_difference, float(by_position[worst]))
         report.scaled_logit_difference = max(report.scaled_logit_difference, float(by_position[worst]) / scale)
-        if by_position[worst] / scale > limit:
+        if not by_position[worst] / scale <= limit:  # so that an infinite reference, whose ratio is NaN, is a breach
             message = (
                 f"the largest logit difference is {by_position[worst] / scale:.2e} of max(1, |logit|) = {scale:.3g}, "
                 f"expected at most {limit:.0e}"
@@ -224,9 +229,15 @@ class _Totals:
         return report
 
 
-def _cached_batch(tokens, window):
-    lengths = [min(length, window) for length in (CACHED_STEPS + 1, 32, 48, 64)]
-    return _pad([_text(tokens, i, len(lengths), n) for i, n in enumerate(lengths)], range(len(lengths)), left=True)
+def _cached_batches(tokens, window):
+    """Short texts, and two that end at the window's end and a little before."""
+    groups = [[min(length, window) for length in (CACHED_STEPS + 1, 32, 48, 64)]]
+    if window > 64:
+        groups.append([window, window - CACHED_STEPS // 2])
+    return [
+        _pad([_text(tokens, i, len(lengths), n) for i, n in enumerate(lengths)], range(len(lengths)), left=True)
+        for lengths in groups
+    ]
 
 
 def _text(tokens, index, count, length):

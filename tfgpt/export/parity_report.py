@@ -8,6 +8,7 @@ import math
 
 from tfgpt.atomic import atomic_file, write_text
 
+REPORT_FILES = ("parity.json", "parity.md", "parity.png")
 COLUMNS = (
     ("runtime", "runtime", "{}"),
     ("max |Δlogit|", "max_logit_difference", "{:.1e}"),

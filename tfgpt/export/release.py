@@ -13,8 +13,8 @@ from importlib import metadata
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
-from tfgpt.export.parity import check_parity
-from tfgpt.export.parity_report import write_parity_report
+from tfgpt.export.parity import Breach, check_parity
+from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.version import __version__
@@ -109,7 +109,7 @@ def _raise_breaches(reports):
 
 
 def prove_release(release, model_directory, text=None, on_progress=None):
-    """Checks a published release against a model directory, without touching either.
+    """Checks a published release against its manifest and a model directory, and renews its parity report.
 
     Args:
         release: the release directory.
@@ -127,8 +127,31 @@ def prove_release(release, model_directory, text=None, on_progress=None):
         raise UserError(f"{release} holds none of {', '.join(RUNTIMES)}, expected a release directory")
     model = load_for_export(model_directory)
     reports = compare(release, model, held_out_tokens(model_directory, model.tokenizer, text), runtimes, on_progress)
+    for name, message in changed_files(release):
+        # With the runtime whose file it is; what all share, such as the tokenizer, with the first.
+        report = next((report for report in reports if name.startswith(f"{report.runtime}/")), reports[0])
+        report.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    write_parity_report(release, reports, TOLERANCES["float32"])
     _raise_breaches(reports)
     return reports
+
+
+def changed_files(release):
+    """(name, sentence) of each file that is not what the release's manifest says."""
+    path = release / "manifest.json"
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read, expected a release with its manifest: {error}") from error
+    changed = []
+    for name, expected in files.items():
+        if name in REPORT_FILES:
+            continue
+        if not (release / name).is_file():
+            changed.append((name, "the file is missing, expected one as in manifest.json"))
+        elif (found := sha256_of_file(release / name)) != expected["sha256"]:
+            changed.append((name, f"the file has sha256 {found[:12]}…, expected {expected['sha256'][:12]}…"))
+    return changed
 
 
 def load_for_export(model_directory):
@@ -148,7 +171,10 @@ def held_out_tokens(model_directory, tokenizer, text=None):
 
     shards = pathlib.Path(model_directory) / "training" / "tokens"
     if text is None and shards.is_dir():
-        return TokenShards.open(shards).split("validation").read(0, 2**20)
+        opened = TokenShards.open(shards)
+        if tokenizer is not None:
+            opened.check_tokenizer(tokenizer)
+        return opened.split("validation").read(0, 2**20)
     if tokenizer is None:
         raise UserError(f"{model_directory} has no tokenizer, expected one for the text of the parity check")
     documents = read_documents([str(text)]) if text is not None else read_documents(["stdlib"], max_bytes=2**19)

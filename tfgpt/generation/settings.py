@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 
 from tfgpt.errors import UserError
 
@@ -47,7 +48,7 @@ class GenerationSettings:
         ):
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}, expected {expected}")
-        for seed in (self.seed,) if isinstance(self.seed, int) else self.seed:
+        for seed in (self.seed,) if isinstance(self.seed, numbers.Integral) else self.seed:
             if not -(2**62) < seed < 2**62:
                 raise UserError(f"seed is {seed}, expected less than 2^62")
         sampled = self.temperature > 0 or self.repetition_penalty != 1
@@ -56,7 +57,7 @@ class GenerationSettings:
 
     def row_seeds(self, rows):
         """One seed for each of `rows` rows."""
-        if isinstance(self.seed, int):
+        if isinstance(self.seed, numbers.Integral):
             return [self.seed + i for i in range(rows)]
         if len(self.seed) != rows:
             raise UserError(f"seed has {len(self.seed)} values for {rows} prompts, expected one each")

@@ -33,6 +33,9 @@ def generate(model, prompts, tokenizer=None, return_prompt=True, **settings):
     tokenizer = tokenizer or model.tokenizer
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     are_texts = bool(texts) and isinstance(texts[0], str)
+    for text in texts:
+        if isinstance(text, str) != are_texts or not hasattr(text, "__len__"):
+            raise UserError(f"prompts hold {text!r}, expected strings, or lists of token ids")
     if are_texts and tokenizer is None:
         raise UserError("the model has no tokenizer, expected prompts of token ids or a tokenizer")
     end_token_id = None if tokenizer is None else tokenizer.end_token_id

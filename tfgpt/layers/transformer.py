@@ -142,8 +142,9 @@ class TransformerDecoderBlock(TransformerBlock):
     Call arguments:
         x: (B, T, D).
         memory: (B, S, D_memory), with cross-attention.
-        attention_mask: boolean, broadcastable to (B, H, T, S). A stack of blocks makes it once with `decoder_mask`;
-            without it the block is causal.
+        attention_mask: boolean, broadcastable to (B, H, T, S), such as a padding mask.
+        use_causal_mask: also hide each query's future. A stack of blocks that makes its masks once, with
+            `decoder_mask`, turns it off.
         memory_attention_mask: the same for the keys of `memory`.
         cache, cache_index: of self-attention (see `MultiHeadAttention`).
         memory_cache: of cross-attention, from `keys_and_values`.
@@ -169,6 +170,7 @@ class TransformerDecoderBlock(TransformerBlock):
         x,
         memory=None,
         attention_mask=None,
+        use_causal_mask=True,
         memory_attention_mask=None,
         cache=None,
         cache_index=None,
@@ -179,7 +181,7 @@ class TransformerDecoderBlock(TransformerBlock):
             return self.attention.sublayer(
                 x,
                 attention_mask=attention_mask,
-                use_causal_mask=attention_mask is None,
+                use_causal_mask=use_causal_mask,
                 cache=cache,
                 cache_index=cache_index,
                 return_attention_weights=return_attention_weights,

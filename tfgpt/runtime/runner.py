@@ -69,6 +69,15 @@ class Runner:
             wrong = token_ids.max() if token_ids.max() >= self.vocabulary_size else token_ids.min()
             raise UserError(f"token id {wrong} is outside the vocabulary, expected 0 to {self.vocabulary_size - 1}")
 
+    def check_prompts(self, prompts):
+        """Raises a `UserError` for an empty prompt, or token ids outside the vocabulary."""
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise UserError(f"prompt {number} is empty, expected at least one token")
+            if not 0 <= min(prompt) <= max(prompt) < self.vocabulary_size:
+                wrong = next(i for i in prompt if not 0 <= i < self.vocabulary_size)
+                raise UserError(f"prompt {number} has token id {wrong}, expected 0 to {self.vocabulary_size - 1}")
+
     def cached_logits(self, token_ids, padding_mask, prompt_length):
         """The same logits by way of the cache: `prompt_length` columns at once, the others one by one."""
         self.check(token_ids)
@@ -86,7 +95,11 @@ class Runner:
         """The likeliest continuation of each prompt (a token id list), up to `max_new_tokens` long.
 
         Text longer than the window is handled as `tfgpt.context_window` says; a stop token is the last one.
+
+        Raises:
+            UserError: for an empty prompt, or token ids outside the vocabulary.
         """
+        self.check_prompts(prompts)
         return continue_in_segments(prompts, max_new_tokens, self.window, self._decode, stop_token_ids)
 
     def continue_texts(self, tokenizer, prompts, max_new_tokens, stop_token_ids=None):
@@ -103,8 +116,6 @@ class Runner:
         # As the Keras model does: an empty text begins after the end of another.
         empty = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
         contexts = [tokenizer.encode(prompt) or empty for prompt in prompts]
-        if not all(contexts):
-            raise UserError(f"prompt {contexts.index([])} is empty, expected at least one token")
         new = self.greedy(contexts, max_new_tokens, stop_token_ids)
         kept = [tokens[:-1] if tokens[-1] in stop_token_ids else tokens for tokens in new]
         return [prompt + tokenizer.decode(tokens) for prompt, tokens in zip(prompts, kept, strict=True)]

@@ -67,7 +67,13 @@ class SavedModelRunner(Runner):
         Returns:
             For each row the list of its new tokens.
         """
+        self.check_prompts(contexts)
         token_ids, padding_mask = pad_left(contexts)
+        if token_ids.shape[1] + max_new_tokens > self.window + 1:
+            raise UserError(
+                f"{token_ids.shape[1]} tokens and {max_new_tokens} new ones pass the window of {self.window}, expected "
+                "fewer: `greedy` goes on past it"
+            )
         count = len(contexts)
         outputs = self.signatures["generate"](
             token_ids=tf.constant(token_ids),

@@ -156,6 +156,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.interrupted = False
+        self._previous = None
 
     def on_train_begin(self, logs=None):
         if threading.current_thread() is threading.main_thread():
@@ -170,6 +171,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
         if self.interrupted:
             self.model.stop_training = True  # Keras resets it as an epoch begins
 
-    def on_train_end(self, logs=None):
-        if threading.current_thread() is threading.main_thread():
+    def restore(self):
+        """Gives Ctrl-C its meaning back; to be called when `fit` has returned or raised."""
+        if threading.current_thread() is threading.main_thread() and self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)

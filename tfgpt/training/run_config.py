@@ -117,6 +117,11 @@ class RunConfig:
         self._expect("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         if self.evaluate_every is None:
             self.evaluate_every = _divisor(self.steps, self.steps // 10)
+            if self.steps >= 100 and self.evaluate_every < self.steps // 50:
+                raise UserError(
+                    f"steps is {self.steps}, whose divisors are too small to validate by, expected a rounder number "
+                    f"such as {round(self.steps, -2) or 100}, or evaluate_every"
+                )
         if self.log_every is None:
             self.log_every = _divisor(self.evaluate_every, 10)
         if self.steps_per_execution is None:

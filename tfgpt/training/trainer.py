@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 
 import keras
 
@@ -86,26 +89,26 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
     """
     observer = observer or RunObserver()
-    directory = _prepare_directory(config)
+    directory = pathlib.Path(config.out)
     training = directory / "training"
+    if (directory / "config.json").exists() and not config.overwrite:
+        raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
     keras.utils.set_random_seed(config.seed)
     observer.stage("reading text")
     documents = list(read_documents(config.data, max_bytes=config.max_bytes))
     model_config = preset_config(config.preset) | config.model_overrides()
     observer.stage("tokenizing")
     tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
-    shards = write_token_shards(
-        training / "tokens", documents, tokenizer, config.validation_fraction, config.seed, overwrite=True
-    )
-    del documents
     model = make_model(config, model_config, tokenizer)
-    window, train_split, validation_split = (
-        model.backbone.max_sequence_length,
-        shards.split("train"),
-        shards.split("validation"),
-    )
-    dataset = training_windows(train_split, window, config.batch_size, config.seed)
-    validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
+    window = model.backbone.max_sequence_length
+    # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
+    with _staging(directory) as staging:
+        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
+        del documents
+        validation_split = shards.split("validation")
+        dataset = training_windows(shards.split("train"), window, config.batch_size, config.seed)
+        validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
+        _replace_run(directory, staging)
 
     write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
@@ -118,7 +121,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     )
     checkpoints = Checkpoints(directory)
     interrupt = StopOnInterrupt()
-    callbacks = [records, checkpoints, interrupt]
+    callbacks = [checkpoints, records, interrupt]  # checkpoints first: a record that fails must not cost one
     if config.sample_tokens:
         prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
         samples = Samples(
@@ -142,7 +145,10 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
             verbose=0,
             shuffle=False,  # the windows are shuffled already
         )
+    except OSError as error:
+        raise UserError(f"cannot write {training}: {(error.strerror or str(error)).lower()}") from error
     finally:
+        interrupt.restore()
         observer.end()
         if tensorboard:
             tensorboard.close()
@@ -203,23 +209,36 @@ def make_model(config, model_config, tokenizer):
         jit_compile = config.precision != "mixed_bfloat16"
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # Validation batches are padded with rows of weight 0, which must not count in the mean.
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
         steps_per_execution=config.steps_per_execution,
         jit_compile=jit_compile,
     )
     return model
 
 
-def _prepare_directory(config):
-    directory = pathlib.Path(config.out)
-    if (directory / "config.json").exists() and not config.overwrite:
-        raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite true")
+@contextlib.contextmanager
+def _staging(directory):
+    """The path of a hidden sibling of the model directory, gone when the block ends."""
+    staging = directory.absolute().with_name(f".{directory.absolute().name}.{os.getpid()}.partial")
     try:
-        (directory / "training").mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").unlink(missing_ok=True)  # what follows is no whole model until its first checkpoint
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace_run(directory, tokens):
+    """Makes room for a new run in a model directory, and moves its tokens there."""
+    training = directory / "training"
+    try:
+        training.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
+            (directory / name).unlink(missing_ok=True)
+        for name in ("tokens", "last"):
+            shutil.rmtree(training / name, ignore_errors=True)
+        tokens.rename(training / "tokens")
     except OSError as error:
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
-    return directory
 
 
 def _wants_tensorboard(config):

@@ -148,10 +148,15 @@ class GPT2Backbone(keras.Model):
         new_cache = []
         for i, block in enumerate(self.blocks):
             if cache is None:
-                x = block(x, attention_mask=mask, training=training)
+                x = block(x, attention_mask=mask, use_causal_mask=False, training=training)
             else:
                 x, layer_cache = block(
-                    x, attention_mask=mask, cache=cache[i], cache_index=cache_index, training=training
+                    x,
+                    attention_mask=mask,
+                    use_causal_mask=False,
+                    cache=cache[i],
+                    cache_index=cache_index,
+                    training=training,
                 )
                 new_cache.append(layer_cache)
         x = self.final_norm(x)

@@ -68,7 +68,9 @@ def read_json(path):
         raise UserError(f"{path} is missing, expected a model directory with a {path.name}")
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path} holds a JSON {type(contents).__name__}, expected an object")
