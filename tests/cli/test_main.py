@@ -172,3 +172,31 @@ def test_a_failed_parity_check_still_writes_its_figures(release, model, tmp_path
     assert main([*arguments, "--data", str(model.parent / "text.txt")]) == 1
     figures = json.loads((tmp_path / "p.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert not figures["passed"] and figures["runtimes"][0]["breaches"]
+
+
+def test_a_tokenizer_that_was_exchanged_fails_parity(release, model, tmp_path, capsys):
+    import shutil
+
+    changed = tmp_path / "release"
+    shutil.copytree(release, changed)
+    vocabulary = changed / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"a"', '"\\u0001"', 1))
+    assert main(["parity", str(changed), "--model", str(model)]) == 1
+    assert "tokenizer.json: the file has sha256" in capsys.readouterr().err
+    assert json.loads((changed / "parity.json").read_text())["passed"] is False
+
+
+def test_bad_input_leaves_the_model_that_was_to_be_overwritten(model, capsys):
+    before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    arguments = ["train", "--data", str(model.parent / "text.txt"), "--out", str(model), "--overwrite"]
+    assert "unknown preset" in failure(capsys, *arguments, "--preset", "gpt2-meduim")
+    assert "expected at least" in failure(capsys, *arguments, "--max_sequence_length", "100000")
+    assert before == {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    assert not list(model.parent.glob(".*partial"))
+
+
+def test_several_formats_in_either_spelling(model, tmp_path):
+    for i, formats in enumerate((["onnx,saved_model"], ["onnx", "saved_model"])):
+        out = tmp_path / str(i)
+        assert main(["export", str(model), "--out", str(out), "--formats", *formats]) == 0
+        assert (out / "onnx").is_dir() and (out / "saved_model").is_dir()

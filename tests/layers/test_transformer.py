@@ -174,3 +174,13 @@ def test_no_bias():
     block = TransformerDecoderBlock(H, F, use_bias=False, normalization="none")
     block.build((None, None, D))
     assert [w.shape for w in block.weights] == [(D, 3 * D), (D, D), (D, F), (F, D)]
+
+
+def test_a_decoder_block_with_a_padding_mask_is_still_causal():
+    block = TransformerDecoderBlock(num_heads=2, intermediate_dim=16)
+    x = np.random.default_rng(0).normal(size=(1, 5, 8)).astype("float32")
+    mask = np.ones((1, 1, 1, 5), bool)
+    changed = x.copy()
+    changed[:, 4] += 1.0
+    first, second = (np.asarray(block(inputs, attention_mask=mask)) for inputs in (x, changed))
+    np.testing.assert_allclose(first[:, :4], second[:, :4], atol=1e-6)

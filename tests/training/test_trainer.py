@@ -249,3 +249,17 @@ def test_a_full_disk_is_one_sentence(text_file, tmp_path):
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr
     assert not (out / "config.json").exists()
     assert not list(out.rglob("*.partial"))
+
+
+def test_validation_counts_no_padding(text_file, tmp_path):
+    # One ragged batch holds the whole split, so the loss in the record must be the whole split's.
+    config = small(text_file, tmp_path / "model", steps=5, evaluate_every=5, batch_size=64, sample_tokens=0)
+    result = train(config)
+    rows = list(csv.DictReader((tmp_path / "model" / "training" / "metrics.csv").open()))
+    assert float(rows[-1]["validation_loss"]) == pytest.approx(result.loss, rel=1e-4)
+
+
+def test_bad_input_leaves_nothing_at_all(text_file, tmp_path):
+    with pytest.raises(UserError):
+        train(small(text_file, tmp_path / "model", max_sequence_length=5000))
+    assert list(tmp_path.iterdir()) == []

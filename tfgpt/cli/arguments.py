@@ -28,7 +28,8 @@ def add_arguments(parser, function, positional=None):
         required = parameter.default is parameter.empty
         options = {"help": " ".join(helps[name].split())}
         if not required:
-            options["default"] = parameter.default
+            default = parameter.default
+            options["default"] = list(default) if isinstance(default, tuple) else default
         if name == positional:
             parser.add_argument(name, type=hints[name], **options)
             continue

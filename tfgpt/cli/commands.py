@@ -163,13 +163,14 @@ def export(
     print(f"{out}: {size / 1e6:.1f} MB; the proof is in {out}/parity.md")
 
 
-def parity(release: str, model: str, data: str | None = None, json: str | None = None):
+def parity(release: str, model: str, data: str | None = None, report: str | None = None, json: str | None = None):
     """Check that every artifact of a release is the model: same tokens in, same logits and same text out.
 
     Args:
         release: a release directory.
         model: the model directory it came from (as `--model`).
         data: a text file; by default the validation split of the training.
+        report: a folder for parity.json, parity.md and parity.png; by default the release, whose own it renews.
         json: also write the figures to this file.
     """
     from tfgpt.cli.progress import show_status
@@ -179,7 +180,7 @@ def parity(release: str, model: str, data: str | None = None, json: str | None =
         from tfgpt.export import ParityError, prove_release
 
         try:
-            reports = prove_release(release, model, data, on_progress)
+            reports = prove_release(release, model, data, report or release, on_progress)
         except ParityError as error:
             return _parity_failed(error, json)
     _print_parity(reports, json)

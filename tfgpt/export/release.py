@@ -108,13 +108,14 @@ def _raise_breaches(reports):
         raise ParityError(reports)
 
 
-def prove_release(release, model_directory, text=None, on_progress=None):
-    """Checks a published release against its manifest and a model directory, and renews its parity report.
+def prove_release(release, model_directory, text=None, report=None, on_progress=None):
+    """Checks a published release against its manifest and a model directory.
 
     Args:
         release: the release directory.
         model_directory: where its model came from.
         text: as in `export_release`.
+        report: a folder for parity.json, parity.md and parity.png, written whatever the outcome; None writes none.
         on_progress: called with a line of text at each stage.
 
     Raises:
@@ -129,9 +130,10 @@ def prove_release(release, model_directory, text=None, on_progress=None):
     reports = compare(release, model, held_out_tokens(model_directory, model.tokenizer, text), runtimes, on_progress)
     for name, message in changed_files(release):
         # With the runtime whose file it is; what all share, such as the tokenizer, with the first.
-        report = next((report for report in reports if name.startswith(f"{report.runtime}/")), reports[0])
-        report.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
-    write_parity_report(release, reports, TOLERANCES["float32"])
+        owner = next((owner for owner in reports if name.startswith(f"{owner.runtime}/")), reports[0])
+        owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    if report is not None:
+        write_parity_report(pathlib.Path(report), reports, TOLERANCES["float32"])
     _raise_breaches(reports)
     return reports
 
@@ -145,8 +147,6 @@ def changed_files(release):
         raise UserError(f"{path} cannot be read, expected a release with its manifest: {error}") from error
     changed = []
     for name, expected in files.items():
-        if name in REPORT_FILES:
-            continue
         if not (release / name).is_file():
             changed.append((name, "the file is missing, expected one as in manifest.json"))
         elif (found := sha256_of_file(release / name)) != expected["sha256"]:
@@ -185,8 +185,11 @@ def held_out_tokens(model_directory, tokenizer, text=None):
 
 
 def write_manifest(release, source):
-    """Writes manifest.json: every file with size and sha256, versions, source and tolerances."""
-    files = sorted(path for path in release.rglob("*") if path.is_file())
+    """Writes manifest.json: every file with size and sha256, versions, source and tolerances.
+
+    The parity report is not in it, for `tfgpt parity` renews it.
+    """
+    files = sorted(path for path in release.rglob("*") if path.is_file() and path.name not in REPORT_FILES)
     manifest = {
         "tfgpt_version": __version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
