@@ -15,7 +15,7 @@ from tfgpt.models.gpt2 import hugging_face
 WEIGHTS = "model.safetensors"
 
 
-def write_model_files(model, directory, generation_config=None):
+def write_model_files(model, directory):
     """Writes config.json, generation_config.json, the tokenizer's files and model.safetensors, each atomically.
 
     config.json comes last: a directory that has one is whole.
@@ -23,14 +23,13 @@ def write_model_files(model, directory, generation_config=None):
     Args:
         model: a `GPT2CausalLM`; its `tokenizer` is written if it has one.
         directory: an existing directory.
-        generation_config: contents of generation_config.json; by default greedy decoding to the end token.
     """
     directory = pathlib.Path(directory)
     tokenizer, backbone = model.tokenizer, model.backbone
     end_token_id = None if tokenizer is None else tokenizer.end_token_id
     if tokenizer is not None:
         tokenizer.save(directory, model_max_length=backbone.max_sequence_length)
-    generation_config = generation_config or {"do_sample": False, "eos_token_id": end_token_id}
+    generation_config = {"do_sample": False, "eos_token_id": end_token_id}
     write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
     write_weights(backbone, directory / WEIGHTS)
     config = hugging_face.to_config(backbone, end_token_id)
