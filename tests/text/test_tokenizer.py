@@ -174,6 +174,7 @@ def test_hugging_face_config(saved, tmp_path):
     assert config == {
         "tokenizer_class": "GPT2Tokenizer",
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": "<|endoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
@@ -182,7 +183,11 @@ def test_hugging_face_config(saved, tmp_path):
     }
     CharacterTokenizer.train(["abc"]).save(tmp_path / "characters")
     config = json.loads((tmp_path / "characters" / "tokenizer_config.json").read_text())
-    assert config == {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
 
 
 def test_from_files_and_from_a_directory_without_tokenizer_json(saved, byte_pair):

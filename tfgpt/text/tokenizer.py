@@ -142,7 +142,10 @@ class Tokenizer:
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     def _hugging_face_config(self):
-        config = {"clean_up_tokenization_spaces": False}  # else decoded text loses the space before punctuation
+        config = {
+            "clean_up_tokenization_spaces": False,  # else decoded text loses the space before punctuation
+            "model_input_names": ["input_ids", "attention_mask"],  # else transformers 4 adds token types
+        }
         if self.end_token_id is not None:
             config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
         return config
