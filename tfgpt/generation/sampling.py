@@ -51,7 +51,7 @@ def sample(logits, top_k, top_p, uniform):
     logits, tokens = tf.math.top_k(logits, k=vocabulary_size)  # likeliest first, ties by lower id
     ranks = tf.range(vocabulary_size)[None, :]
     in_top_k = (top_k[:, None] == 0) | (ranks < top_k[:, None])
-    probabilities = tf.where(in_top_k, tf.nn.softmax(tf.where(in_top_k, logits, -1e9)), 0.0)
+    probabilities = tf.where(in_top_k, tf.nn.softmax(tf.where(in_top_k, logits, logits.dtype.min)), 0.0)
     mass_before = tf.cumsum(probabilities, axis=-1, exclusive=True)
     # The likeliest token stays even if rounding leaves it no mass before top_p.
     kept = tf.where((mass_before < top_p[:, None]) | (ranks == 0), probabilities, 0.0)
