@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tfgpt.context_window import continue_in_segments, fit_context, pad_left, room_left, until_stop
+from tfgpt.context_window import check_room, continue_in_segments, fit_context, pad_left, room_left, until_stop
+from tfgpt.errors import UserError
 
 
 def counting(rows, contexts, count, first_index):
@@ -107,3 +108,23 @@ def test_pad_left():
     np.testing.assert_array_equal(token_ids, [[0, 0, 7], [4, 5, 6], [0, 8, 9]])
     np.testing.assert_array_equal(mask, [[0, 0, 1], [1, 1, 1], [0, 1, 1]])
     assert token_ids.dtype == mask.dtype == np.int32
+
+
+@pytest.mark.parametrize("lengths, count", [((8,), 1), ((1, 3, 5), 4), ((1,), 8)])
+def test_what_fits_the_window(lengths, count):
+    """The last token needs no position, as in `room_left`."""
+    prompts = [[0] * length for length in lengths]
+    check_room(prompts, count, 8)
+    sentence = (
+        f"beam search stays within the window of 8 tokens, expected max_new_tokens of at most {count} after the "
+        f"longest prompt, found {count + 1}"
+    )
+    with pytest.raises(UserError) as error:
+        check_room(prompts, count + 1, 8)
+    assert str(error.value) == sentence
+
+
+def test_a_prompt_that_does_not_fit_the_window():
+    with pytest.raises(UserError) as error:
+        check_room([[0], [0] * 9], 1, 8)
+    assert str(error.value) == "a prompt has 9 tokens, expected at most the window's 8 for beam search"

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from tfgpt.errors import UserError
-from tfgpt.generation import GenerationSettings
+from tfgpt.generation_settings import GenerationSettings
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ OPEN = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
 
 KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 
+# Of the runners, the one that runs TensorFlow.
+TENSORFLOW_RUNNER = "tfgpt.runtime.saved_model"
+
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
 LIGHT = {"tfgpt.training.run_config"}
 
@@ -92,7 +95,7 @@ def violations(module, source):
 def _objection(module, room, name, place, lazy):
     top, *rest = name.split(".")
     if top != "tfgpt":
-        return _objection_to_library(room, top, rest, lazy)
+        return _objection_to_library(module, room, top, rest, lazy)
     if not rest or rest[0] in OPEN or rest[0] == room:
         return None
     if room is None:
@@ -104,12 +107,14 @@ def _objection(module, room, name, place, lazy):
     return None
 
 
-def _objection_to_library(room, top, rest, lazy):
+def _objection_to_library(module, room, top, rest, lazy):
     is_keras = top in KERAS or [top, *rest][:2] == ["tensorflow", "keras"]
     if room == "layers" and top != "keras" and top not in sys.stdlib_module_names:
         return "layers import Keras only"
     if room == "runtime" and is_keras:
         return "runners do without Keras"
+    if room == "runtime" and top in ("tensorflow", "onnx", "onnx_ir", "onnxscript") and module != TENSORFLOW_RUNNER:
+        return "ONNX Runtime alone runs ONNX"
     if room is None and (is_keras or top == "tensorflow"):
         return "a module of no room does without TensorFlow and Keras"
     if room == "cli" and not lazy and (is_keras or top == "tensorflow"):
@@ -160,8 +165,11 @@ def test_every_exception_is_in_use():
         ("tfgpt.export.new", "from tfgpt.training.run_config import RunConfig"),
         ("tfgpt.runtime.new", "import keras"),
         ("tfgpt.runtime.new", "def f():\n    from keras import ops"),
-        ("tfgpt.runtime.new", "import tensorflow as tf\nmodel = tf.keras.Model()"),
-        ("tfgpt.runtime.new", "from tensorflow import keras"),
+        ("tfgpt.runtime.saved_model", "import tensorflow as tf\nmodel = tf.keras.Model()"),
+        ("tfgpt.runtime.saved_model", "from tensorflow import keras"),
+        ("tfgpt.runtime.new", "import tensorflow as tf"),
+        ("tfgpt.runtime.onnx_runtime", "def f():\n    import onnx"),
+        ("tfgpt.runtime.new", "from tfgpt.generation import GenerationSettings"),
         ("tfgpt.runtime.new", "from tfgpt.models.gpt2 import GPT2Backbone"),
         ("tfgpt.cli.new", "from tfgpt.export import export_release"),
         ("tfgpt.cli.new", "if True:\n    from tfgpt.training.trainer import train"),
@@ -192,7 +200,8 @@ def test_a_forbidden_import_is_found(module, source):
         ),
         ("tfgpt.generation.new", "import tensorflow as tf\nfrom tfgpt.models import GPT2CausalLM"),
         ("tfgpt.export.new", "from tfgpt.runtime import open_runner\nfrom tfgpt.text import load_tokenizer"),
-        ("tfgpt.runtime.new", "import tensorflow as tf\nimport onnxruntime\nfrom tfgpt.context_window import pad_left"),
+        ("tfgpt.runtime.saved_model", "import tensorflow as tf\nfrom tfgpt.context_window import pad_left"),
+        ("tfgpt.runtime.new", "import onnxruntime\nfrom tfgpt.generation_settings import GenerationSettings"),
         ("tfgpt.cli.new", "from tfgpt.training.run_config import RunConfig\nfrom tfgpt.cli import commands"),
         ("tfgpt.cli.new", "def f():\n    import tensorflow\n    from tfgpt.export import export_release"),
         ("tfgpt.new", "import numpy\nfrom tfgpt.errors import UserError"),
@@ -206,7 +215,9 @@ def test_an_allowed_import_passes(module, source):
     "code",
     [
         "import tfgpt",
-        "import tfgpt.runtime.onnx_runtime",
+        "import tfgpt.runtime.onnx_runtime, tfgpt.runtime.sampling, tfgpt.runtime.beam_search",
+        "import tfgpt.generation_settings, tfgpt.context_window",
+        "import tfgpt.text; tfgpt.text.load_tokenizer",
         "from tfgpt.cli.main import build_parser; build_parser()",
     ],
 )

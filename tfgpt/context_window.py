@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfgpt.errors import UserError
+
 
 def fit_context(token_ids, window):
     """The tokens of a context that the model reads next: all of them, or the last half window."""
@@ -18,6 +20,19 @@ def fit_context(token_ids, window):
 def room_left(token_ids, window):
     """How many tokens can be generated after a fitted context before it must be cut again."""
     return window - len(token_ids) + 1
+
+
+def check_room(prompts, max_new_tokens, window):
+    """Raises a `UserError` if prompts and their continuations do not fit the window, as beam search needs."""
+    longest = max(map(len, prompts))
+    if longest > window:
+        raise UserError(f"a prompt has {longest} tokens, expected at most the window's {window} for beam search")
+    room = window - longest + 1
+    if max_new_tokens > room:
+        raise UserError(
+            f"beam search stays within the window of {window} tokens, expected max_new_tokens of at most {room} after "
+            f"the longest prompt, found {max_new_tokens}"
+        )
 
 
 def continue_in_segments(prompts, max_new_tokens, window, decode, stop_token_ids=()):

@@ -29,8 +29,18 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def release(model):
+    """In every format, one of them quantized."""
     path = model.parent / "release"
-    assert main(["export", str(model), "--out", str(path), "--json", str(model.parent / "export.json")]) == 0
+    options = ["--quantize", "int8", "--sensitivity", "--json", str(model.parent / "export.json")]
+    assert main(["export", str(model), "--out", str(path), *options]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_release(model):
+    """A smaller one, quicker to check."""
+    path = model.parent / "onnx_release"
+    assert main(["export", str(model), "--out", str(path), "--formats", "onnx"]) == 0
     return path
 
 
@@ -56,15 +66,67 @@ def test_options_and_config_files_have_the_same_names(tmp_path):
     assert run.steps == 30 and run.batch_size == 4 and run.data == ["a.txt"] and run.learning_rate == 1e-3
 
 
-def test_generate_on_every_runtime_gives_one_text(model, release, capsys, tmp_path):
+RUNTIMES = {
+    "keras": ["--runtime", "keras"],
+    "saved_model": ["--runtime", "saved_model"],
+    "onnx": ["--runtime", "onnx"],
+    "portable": ["--runtime", "onnx", "--variant", "portable", "--threads", "1"],
+}
+
+
+def texts_of(model, release, folder, *options):
+    """Runtime → the two texts that it makes of two prompts."""
     texts = {}
-    for runtime, path in (("keras", model), ("saved_model", release), ("onnx", release)):
-        arguments = ["generate", str(path), "--prompt", "what is", "past", "--runtime", runtime]
-        assert main([*arguments, "--max-new-tokens", "40", "--json", str(tmp_path / runtime)]) == 0
-        texts[runtime] = json.loads((tmp_path / runtime).read_text())["texts"]
-    assert texts["keras"] == texts["saved_model"] == texts["onnx"]
+    for name, runtime in RUNTIMES.items():
+        path = model if name == "keras" else release
+        arguments = ["generate", str(path), "--prompt", "what is", "past", *runtime, *options]
+        assert main([*arguments, "--json", str(folder / name)]) == 0
+        texts[name] = json.loads((folder / name).read_text())["texts"]
+    return texts
+
+
+def test_generate_on_every_runtime_gives_one_text(model, release, capsys, tmp_path):
+    texts = texts_of(model, release, tmp_path, "--max-new-tokens", "40")
+    assert texts["keras"] == texts["saved_model"] == texts["onnx"] == texts["portable"]
     assert texts["keras"][0].startswith("what is") and len(texts["keras"][0]) == len("what is") + 40
     assert texts["onnx"][1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--temperature", "1.0", "--top_k", "8", "--top_p", "0.9", "--repetition_penalty", "1.2", "--seed", "3"],
+        ["--num_beams", "3", "--length_penalty", "0.5", "--stop_token_ids", "[2, 7]"],
+    ],
+)
+def test_settings_give_one_text_on_every_runtime(model, release, tmp_path, options):
+    texts = texts_of(model, release, tmp_path, "--max-new-tokens", "20", *options)
+    assert texts["keras"] == texts["saved_model"] == texts["onnx"] == texts["portable"]
+    assert texts["keras"] != texts_of(model, release, tmp_path, "--max-new-tokens", "20")["keras"]
+
+
+def test_a_quantized_variant_generates(release, capsys):
+    arguments = ["generate", str(release), "--prompt", "what is", "--runtime", "onnx", "--variant", "int8"]
+    outputs = []
+    for options in ([], ["--stream"]):
+        assert main([*arguments, "--max_new_tokens", "40", *options]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == len("what is") + 40 + 1
+
+
+def test_export_writes_its_figures(model, release, capsys):
+    figures = json.loads((model.parent / "export.json").read_text())
+    assert figures["passed"]
+    assert [r["runtime"] for r in figures["runtimes"]] == ["saved_model", "onnx", "onnx/float32", "onnx/int8"]
+    sensitivity = figures["runtimes"][-1]["sensitivity"]
+    assert len(sensitivity) == 9 and figures["runtimes"][0]["sensitivity"] == []  # it was asked for
+    costs = [cost["kl_divergence"] for cost in sensitivity]
+    assert costs == sorted(costs, reverse=True)
+    assert "## Sensitivity of onnx/int8" in (release / "parity.md").read_text()
+    kept = figures["runtimes"][-1]["kept_in_float32"]
+    recorded = json.loads((release / "manifest.json").read_text())["quantization"]
+    assert recorded == {"onnx/int8": {"kept_in_float32": kept, "sensitivity": sensitivity}}
 
 
 def test_evaluate_prints_and_writes_its_figures(model, capsys, tmp_path):
@@ -79,11 +141,13 @@ def test_evaluate_prints_and_writes_its_figures(model, capsys, tmp_path):
 def test_parity_passes(model, release, tmp_path, capsys):
     assert main(["parity", str(release), "--model", str(model), "--json", str(tmp_path / "p.json")]) == 0
     figures = json.loads((tmp_path / "p.json").read_text())
-    assert figures["passed"] and [r["runtime"] for r in figures["runtimes"]] == ["saved_model", "onnx"]
-    assert "same model" in capsys.readouterr().out
+    expected = ["saved_model", "onnx", "onnx/float32", "onnx/int8"]
+    assert figures["passed"] and [r["runtime"] for r in figures["runtimes"]] == expected
+    out = capsys.readouterr().out
+    assert out.count("same model") == 3 and out.count("within budget") == 1
 
 
-def test_parity_of_another_model_fails_with_exit_code_1(release, model, tmp_path, capsys):
+def test_parity_of_another_model_fails_with_exit_code_1(onnx_release, model, tmp_path, capsys):
     from tfgpt.models import GPT2CausalLM
 
     other = GPT2CausalLM.from_preset(model)
@@ -91,7 +155,7 @@ def test_parity_of_another_model_fails_with_exit_code_1(release, model, tmp_path
     kernel.assign(kernel * 1.5)
     other.save_to_preset(tmp_path / "other")
     text = str(model.parent / "text.txt")
-    assert main(["parity", str(release), "--model", str(tmp_path / "other"), "--data", text]) == 1
+    assert main(["parity", str(onnx_release), "--model", str(tmp_path / "other"), "--data", text]) == 1
     assert "parity failed: " in capsys.readouterr().err
 
 
@@ -107,6 +171,8 @@ def test_parity_of_another_model_fails_with_exit_code_1(release, model, tmp_path
         (["generate", "gpt2", "--prompt", "a"], "preset 'gpt2' is a size without weights"),
         (["evaluate", "no/such/model", "--data", "README.md"], "no/such/model"),
         (["export", "no/such/model", "--out", "build/none", "--formats", "coreml"], "formats are coreml"),
+        (["export", "no/such/model", "--out", "build/none", "--quantize", "int3"], "quantized variants are int3"),
+        (["generate", "no/such/release", "--prompt", "a", "--runtime", "onnx"], "no/such/release/config.json"),
         (["parity", "no/such/release", "--model", "no/such/model"], "no/such/release"),
     ],
 )
@@ -138,16 +204,15 @@ def test_a_truncated_weights_file_is_named(model, tmp_path, capsys):
     assert "model.safetensors" in failure(capsys, "generate", broken, "--prompt", "what")
 
 
-def test_a_release_without_the_runtime(model, tmp_path, capsys):
-    assert main(["export", str(model), "--out", str(tmp_path / "release"), "--formats", "onnx"]) == 0
-    capsys.readouterr()
-    line = failure(capsys, "generate", tmp_path / "release", "--prompt", "what", "--runtime", "saved_model")
+def test_a_release_without_the_runtime(onnx_release, capsys):
+    line = failure(capsys, "generate", onnx_release, "--prompt", "what", "--runtime", "saved_model")
     assert "holds no NAME/VERSION, expected a release exported with the format saved_model" in line
 
 
-def test_sampling_on_a_release_is_refused(release, capsys):
-    arguments = ("generate", release, "--prompt", "a", "--runtime", "onnx", "--temperature", "1.0")
-    assert "decodes greedily" in failure(capsys, *arguments)
+def test_a_release_without_the_variant(onnx_release, capsys):
+    arguments = ("generate", onnx_release, "--prompt", "what", "--runtime", "onnx", "--variant", "int8")
+    expected = "has no ONNX variant 'int8', expected one of those it has: portable, float32"
+    assert expected in failure(capsys, *arguments)
 
 
 def test_help_imports_no_framework():
@@ -162,25 +227,25 @@ def test_help_imports_no_framework():
     assert "train" in done.stdout
 
 
-def test_a_failed_parity_check_still_writes_its_figures(release, model, tmp_path, capsys):
+def test_a_failed_parity_check_still_writes_its_figures(onnx_release, model, tmp_path, capsys):
     from tfgpt.models import GPT2CausalLM
 
     other = GPT2CausalLM.from_preset(model)
     other.backbone.final_norm.gamma.assign(other.backbone.final_norm.gamma * float("nan"))
     other.save_to_preset(tmp_path / "other")
-    arguments = ["parity", str(release), "--model", str(tmp_path / "other"), "--json", str(tmp_path / "p.json")]
+    arguments = ["parity", str(onnx_release), "--model", str(tmp_path / "other"), "--json", str(tmp_path / "p.json")]
     assert main([*arguments, "--data", str(model.parent / "text.txt")]) == 1
     figures = json.loads((tmp_path / "p.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert not figures["passed"] and figures["runtimes"][0]["breaches"]
 
 
-def test_a_tokenizer_that_was_exchanged_fails_parity(release, model, tmp_path, capsys):
+def test_a_tokenizer_that_was_exchanged_fails_parity(onnx_release, model, tmp_path, capsys):
     import shutil
 
     changed = tmp_path / "release"
-    shutil.copytree(release, changed)
+    shutil.copytree(onnx_release, changed)
     vocabulary = changed / "tokenizer.json"
-    vocabulary.write_text(vocabulary.read_text().replace('"a"', '"\\u0001"', 1))
+    vocabulary.write_text(vocabulary.read_text().replace('"a"', '"#"', 1))
     assert main(["parity", str(changed), "--model", str(model)]) == 1
     assert "tokenizer.json: the file has sha256" in capsys.readouterr().err
     assert json.loads((changed / "parity.json").read_text())["passed"] is False
@@ -195,8 +260,20 @@ def test_bad_input_leaves_the_model_that_was_to_be_overwritten(model, capsys):
     assert not list(model.parent.glob(".*partial"))
 
 
-def test_several_formats_in_either_spelling(model, tmp_path):
-    for i, formats in enumerate((["onnx,saved_model"], ["onnx", "saved_model"])):
-        out = tmp_path / str(i)
-        assert main(["export", str(model), "--out", str(out), "--formats", *formats]) == 0
-        assert (out / "onnx").is_dir() and (out / "saved_model").is_dir()
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--formats", "onnx,saved_model", "--quantize", "int8,int4"],
+        ["--formats", "onnx", "saved_model", "--quantize", "int8", "int4"],
+    ],
+)
+def test_several_formats_in_either_spelling(monkeypatch, tmp_path, options):
+    calls = []
+
+    def export_release(model, out, formats, name, text, overwrite, quantize, sensitivity, on_progress):
+        calls.append((formats, quantize, sensitivity))
+        return []
+
+    monkeypatch.setattr("tfgpt.export.export_release", export_release)
+    assert main(["export", "model", "--out", str(tmp_path / "release"), *options]) == 0
+    assert calls == [(["onnx", "saved_model"], ["int8", "int4"], False)]

@@ -24,8 +24,9 @@ def test_from_text_to_proved_artifacts(tmp_path):
     figures = json.loads((tmp_path / "evaluate.json").read_text())
     assert figures["bits_per_byte"] < 8  # a byte that is told outright costs 8
 
-    tfgpt("export", model, "--out", release, "--name", "tiny")
-    assert "same model" in tfgpt("parity", release, "--model", model)
+    tfgpt("export", model, "--out", release, "--name", "tiny", "--quantize", "int8,int4")
+    proof = tfgpt("parity", release, "--model", model)
+    assert proof.count("same model") == 3 and proof.count("within budget") == 2
 
     # 80 tokens from a window of 48: every runtime must also agree on what to forget.
     prompt = ["--prompt", "def f(self", "import os", "--max_new_tokens", "80"]
@@ -35,3 +36,9 @@ def test_from_text_to_proved_artifacts(tmp_path):
     ]
     assert texts[0] == texts[1] == texts[2]
     assert texts[0].startswith("def f(self") and "import os" in texts[0]
+
+    # Quantized, a text of the same length and of the same kind of characters; streamed, the same one.
+    options = ["--runtime", "onnx", "--variant", "int4", "--prompt", "import os", "--max_new_tokens", "80"]
+    whole, streamed = tfgpt("generate", release, *options), tfgpt("generate", release, *options, "--stream")
+    assert whole == streamed
+    assert whole.startswith("import os") and len(whole) > 60

@@ -2,9 +2,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tfgpt.context_window import pad_left
 from tfgpt.errors import UserError
 from tfgpt.export.saved_model import export_saved_model
+from tfgpt.generation import GenerationSettings
 from tfgpt.models import GPT2CausalLM
 from tfgpt.runtime.saved_model import SavedModelRunner
 
@@ -21,6 +24,24 @@ def release(exported, tmp_path):
     return shutil.copytree(exported.release, tmp_path / "release", ignore=shutil.ignore_patterns("onnx"))
 
 
+def call_generate(runner, prompts, max_new_tokens, **rows):
+    """Calls the signature as a server does: one value of each setting a row."""
+    token_ids, padding_mask = pad_left(prompts)
+    defaults = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0, "first_index": 0}
+    settings = {"max_new_tokens": max_new_tokens, "stop_token_ids": [[]] * len(prompts), **defaults, **rows}
+    _, specifications = runner.signatures["generate"].structured_input_signature
+    outputs = runner.signatures["generate"](
+        token_ids=tf.constant(token_ids),
+        padding_mask=tf.constant(padding_mask),
+        **{
+            name: tf.constant(value if isinstance(value, list) else [value] * len(prompts), specifications[name].dtype)
+            for name, value in settings.items()
+        },
+    )
+    lengths = outputs["num_new_tokens"].numpy()
+    return [tokens[:length].tolist() for tokens, length in zip(outputs["token_ids"].numpy(), lengths, strict=True)]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -30,24 +51,48 @@ def release(exported, tmp_path):
     ],
 )
 def test_the_generate_signature_draws_what_keras_draws(runner, exported, settings):
+    seeds = [3, 2**40, 5]
     expected = exported.model.generate(
-        PROMPTS, max_new_tokens=20, seed=(3, 2**40, 5), return_prompt=False, stop_token_ids=(), **settings
+        PROMPTS, max_new_tokens=20, seed=tuple(seeds), return_prompt=False, stop_token_ids=(), **settings
     )
-    assert runner.generate(PROMPTS, 20, seed=[3, 2**40, 5], **settings) == expected
+    assert call_generate(runner, PROMPTS, 20, seed=seeds, **settings) == expected
     # The stream goes on where `first_index` says.
     contexts = [prompt + new[:8] for prompt, new in zip(PROMPTS, expected, strict=True)]
     if "repetition_penalty" not in settings:
-        found = runner.generate(contexts, 12, seed=[3, 2**40, 5], first_index=[8] * 3, **settings)
+        found = call_generate(runner, contexts, 12, seed=seeds, first_index=8, **settings)
         assert found == [new[8:] for new in expected]
 
 
+def test_settings_are_a_rows_own(runner):
+    """Greedy, sampled and of another length, in one call."""
+    rows = {"temperature": [0.0, 1.0, 1.3], "top_k": [0, 5, 0], "max_new_tokens": [12, 7, 9], "seed": [1, 2, 3]}
+    found = call_generate(runner, PROMPTS, **rows)
+    assert [len(tokens) for tokens in found] == [12, 7, 9]
+    for row, prompt in enumerate(PROMPTS):
+        assert call_generate(runner, [prompt], **{name: [values[row]] for name, values in rows.items()}) == [found[row]]
+
+
 def test_stop_tokens_are_a_rows_own(runner):
-    whole = runner.generate(PROMPTS, 12)
+    whole = call_generate(runner, PROMPTS, 12)
     stops = [[whole[0][3]], [-1], [whole[2][6]]]
-    found = runner.generate(PROMPTS, 12, stop_token_ids=stops)
+    found = call_generate(runner, PROMPTS, 12, stop_token_ids=stops)
     first, third = (whole[i][: whole[i].index(stops[i][0]) + 1] for i in (0, 2))
     assert found == [first, whole[1], third]
     assert len(first) < 12
+
+
+def test_generation_runs_inside_tensorflow(runner, monkeypatch):
+    """One call of the signature for every segment of a text, and not one a token."""
+    calls, signatures = [], dict(runner.signatures)
+
+    def generate(**inputs):
+        calls.append(inputs["token_ids"].shape.as_list())
+        return signatures["generate"](**inputs)
+
+    monkeypatch.setattr(runner, "signatures", {"generate": generate})
+    [new] = runner.generate([[1, 2, 3]], GenerationSettings(max_new_tokens=40, temperature=1.0))
+    assert len(new) == 40
+    assert calls == [[1, 3], [1, 16]]  # up to the window of 32, and on from the last half of it
 
 
 def test_the_newest_version_is_run(release, exported):

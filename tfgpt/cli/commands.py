@@ -39,6 +39,7 @@ def generate(
     model: str,
     prompt: list[str],
     runtime: str = "keras",
+    variant: str = "float32",
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -48,16 +49,20 @@ def generate(
     length_penalty: float = 1.0,
     stop_token_ids: list[int] | None = None,
     seed: int = 0,
+    truncate: bool = False,
+    stream: bool = False,
+    threads: int = 0,
     json: str | None = None,
 ):
     """Continue prompts with a model directory, or with a release directory on one of its runtimes.
 
-    Text longer than the context window goes on from the last half window whenever the window is full.
+    Text that grows past the context window goes on from its last half window whenever the window is full.
 
     Args:
         model: a model directory, or a release directory.
         prompt: one or more texts.
-        runtime: keras for a model directory; saved_model or onnx for a release, which decode greedily.
+        runtime: keras for a model directory; saved_model or onnx for a release.
+        variant: of a release's ONNX files: float32, portable, or one that it was exported with, such as int8.
         max_new_tokens: how many tokens to add at most.
         temperature: divides the logits before sampling; 0 takes the likeliest token.
         top_k: sample among the k likeliest tokens; 0 among all.
@@ -67,6 +72,9 @@ def generate(
         length_penalty: beam search ranks by log-probability / length ** length_penalty.
         stop_token_ids: tokens that end a text; by default the end of text.
         seed: of sampling; the i-th prompt draws from seed + i.
+        truncate: read the last half window of a prompt longer than the context window, rather than refuse it.
+        stream: print the text as it is generated; one prompt, and a release.
+        threads: of ONNX Runtime; 0 lets it choose.
         json: also write the texts to this file.
     """
     settings = {
@@ -80,24 +88,60 @@ def generate(
         "stop_token_ids": None if stop_token_ids is None else tuple(stop_token_ids),
         "seed": seed,
     }
+    prompts = list(prompt)
+    if variant != "float32" and runtime != "onnx":
+        raise UserError(f"variant is {variant!r} on the runtime {runtime}, expected --runtime onnx, which has variants")
+    if stream and num_beams > 1:
+        raise UserError(f"num_beams is {num_beams}, expected 1 with --stream: beam search knows its text at the end")
+    if stream and (runtime == "keras" or len(prompts) > 1):
+        raise UserError("--stream prints one text of a release, expected one prompt and --runtime onnx or saved_model")
     if runtime != "onnx":
         import_tensorflow()
     if runtime == "keras":
         from tfgpt.models import GPT2CausalLM
 
-        texts = GPT2CausalLM.from_preset(model).generate(list(prompt), **settings)
+        language_model = GPT2CausalLM.from_preset(model)
+        _check_prompts(language_model.tokenizer, prompts, language_model.backbone.max_sequence_length, truncate)
+        texts = language_model.generate(prompts, **settings)
     else:
-        sampled = temperature or num_beams > 1 or repetition_penalty != 1
-        if sampled:
-            raise UserError(f"the runtime {runtime} decodes greedily, expected no temperature, penalty or beams")
+        from tfgpt.generation_settings import GenerationSettings
         from tfgpt.runtime import open_runner
         from tfgpt.text import load_tokenizer
 
+        runner = open_runner(model, runtime, variant, threads)
         tokenizer = load_tokenizer(model)
-        texts = open_runner(model, runtime).continue_texts(tokenizer, list(prompt), max_new_tokens, stop_token_ids)
-    for text in texts:
+        _check_prompts(tokenizer, prompts, runner.window, truncate)
+        chosen = GenerationSettings(**settings)
+        if stream:
+            texts = [_stream(runner, tokenizer, prompts[0], chosen)]
+        else:
+            texts = runner.continue_texts(tokenizer, prompts, chosen)
+    for text in texts if not stream else ():
         print(text)
     _write_json(json, {"texts": texts, "runtime": runtime, **settings})
+
+
+def _check_prompts(tokenizer, prompts, window, truncate):
+    """Refuses prompts that do not fit the window, whose beginning the model would never read."""
+    if tokenizer is None or truncate:
+        return
+    for number, prompt in enumerate(prompts):
+        if (length := len(tokenizer.encode(prompt))) > window:
+            raise UserError(
+                f"prompt {number} has {length} tokens, expected at most the context window's {window}; "
+                f"--truncate reads its last {window // 2}"
+            )
+
+
+def _stream(runner, tokenizer, prompt, settings):
+    """Prints a text as it grows, and returns it."""
+    text = prompt
+    print(prompt, end="", flush=True)
+    for piece in runner.stream_text(tokenizer, prompt, settings):
+        print(piece, end="", flush=True)
+        text += piece
+    print()
+    return text
 
 
 def evaluate(model: str, data: list[str], stride: int | None = None, json: str | None = None):
@@ -131,6 +175,8 @@ def export(
     model: str,
     out: str,
     formats: list[str] = ("saved_model", "onnx"),
+    quantize: list[str] = (),
+    sensitivity: bool = False,
     name: str | None = None,
     data: str | None = None,
     overwrite: bool = False,
@@ -142,6 +188,8 @@ def export(
         model: a model directory.
         out: the release directory to be made.
         formats: saved_model, onnx, or both, separated by commas or spaces.
+        quantize: further ONNX variants: int8, int8_weight_only, int4, float16.
+        sensitivity: measure what the integers of each weight cost; done anyway where a budget is broken.
         name: of the served model; by default the model directory's.
         data: a text file for the parity check; by default the validation split of the training.
         overwrite: replace a release that `out` holds.
@@ -153,9 +201,11 @@ def export(
         import_tensorflow()
         from tfgpt.export import ParityError, export_release
 
-        chosen = [name for part in formats for name in part.split(",")]
+        chosen, variants = ([name for part in parts for name in part.split(",")] for parts in (formats, quantize))
         try:
-            reports = export_release(model, out, chosen, name, data, overwrite, on_progress)
+            reports = export_release(
+                model, out, chosen, name, data, overwrite, variants, sensitivity, on_progress=on_progress
+            )
         except ParityError as error:
             return _parity_failed(error, json)
     _print_parity(reports, json)
@@ -209,10 +259,9 @@ def _parity_failed(error, json_path):
 def _print_parity(reports, json_path):
     from tfgpt.cli.progress import print_table
     from tfgpt.export.parity_report import table, to_json
-    from tfgpt.export.tolerances import TOLERANCES
 
     print_table(*table(reports))
-    _write_json(json_path, to_json(reports, TOLERANCES["float32"]))
+    _write_json(json_path, to_json(reports))
 
 
 def _write_json(path, figures):

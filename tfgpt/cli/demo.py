@@ -45,7 +45,8 @@ def run_demo(out: pathlib.Path):
         from tfgpt.export import export_release
         from tfgpt.export.parity_report import table
 
-        reports = export_release(model_directory, release, name="demo", on_progress=on_progress)
+        variants = ("int8", "int4")
+        reports = export_release(model_directory, release, name="demo", quantize=variants, on_progress=on_progress)
         on_progress("generating on every runtime")
         texts = _generate(model_directory, release)
 
@@ -62,7 +63,7 @@ def run_demo(out: pathlib.Path):
         f"  .venv/bin/tfgpt generate {model_directory} --prompt 'class Queue:' --temperature 0.8 --max_new_tokens 200"
     )
     print(f"  .venv/bin/tfgpt evaluate {model_directory} --data README.md")
-    print(f"  .venv/bin/tfgpt generate {release} --runtime onnx --prompt 'import os'")
+    print(f"  .venv/bin/tfgpt generate {release} --runtime onnx --variant int4 --prompt 'import os'")
     if len(set(texts.values())) != 1:
         raise UserError(f"the runtimes continue {PROMPT!r} differently: {texts}, expected one text")
     return {
@@ -85,14 +86,15 @@ def _clear(out):
 
 
 def _generate(model_directory, release):
+    from tfgpt.generation_settings import GenerationSettings
     from tfgpt.models import GPT2CausalLM
     from tfgpt.runtime import RUNTIMES, open_runner
     from tfgpt.text import load_tokenizer
 
     texts = {"keras": GPT2CausalLM.from_preset(model_directory).generate(PROMPT, max_new_tokens=64)}
-    tokenizer = load_tokenizer(release)
+    tokenizer, settings = load_tokenizer(release), GenerationSettings(max_new_tokens=64)
     for runtime in RUNTIMES:
-        [texts[runtime]] = open_runner(release, runtime).continue_texts(tokenizer, [PROMPT], max_new_tokens=64)
+        [texts[runtime]] = open_runner(release, runtime).continue_texts(tokenizer, [PROMPT], settings)
     return texts
 
 
@@ -116,7 +118,9 @@ def _sizes(model_directory, release):
     places = [
         ("model directory (Hugging Face layout)", model_directory, model_directory / "model.safetensors"),
         ("SavedModel for TensorFlow Serving", release / "saved_model" / "demo", None),
-        ("ONNX decoder with KV cache", release / "onnx", None),
+        ("ONNX decoder, portable and tuned", release / "onnx" / "model.onnx.data", None),
+        ("ONNX decoder, int8", release / "onnx" / "model_int8.onnx.data", None),
+        ("ONNX decoder, int4", release / "onnx" / "model_int4.onnx.data", None),
         ("loss curve", model_directory / "training" / "loss.png", None),
         ("parity report", release / "parity.md", None),
         ("checksums and versions", release / "manifest.json", None),

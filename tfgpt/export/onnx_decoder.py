@@ -1,8 +1,8 @@
-"""The Keras model as an ONNX decoder with KV cache, its weights in external data.
+"""The Keras model as ONNX decoders with KV cache, their weights in external data.
 
 Weights stay out of the graph while it is converted: a frozen graph with hundreds of megabytes of constants costs
-tf2onnx minutes and tens of gigabytes. The step is traced with the weights as inputs, converted, and these inputs then
-become named initializers, each written once.
+tf2onnx minutes and tens of gigabytes. The step is traced with the weights as inputs, converted and rewritten, and these
+inputs then become named initializers, each written once.
 """
 
 from __future__ import annotations
@@ -10,43 +10,56 @@ from __future__ import annotations
 import logging
 
 import keras
-import numpy as np
-import onnx
+import onnx_ir as ir
 import tensorflow as tf
-import tf2onnx
+from tf2onnx.optimizer import (
+    BackToBackOptimizer,
+    ConstFoldOptimizer,
+    IdentityOptimizer,
+    MergeDuplicatedNodesOptimizer,
+    ReshapeOptimizer,
+    optimize_graph,
+)
+from tf2onnx.tfonnx import process_tf_graph
 
 from tfgpt.export.decoder import decoder_inputs, decoder_outputs, decoder_step
+from tfgpt.export.onnx_file import ExternalData, save_decoder
+from tfgpt.export.onnx_rules import apply_rules, portable_rules, tuned_rules
 from tfgpt.models.gpt2.hugging_face import named_variables
-from tfgpt.version import __version__
+from tfgpt.runtime.variants import data_path, onnx_path
 
 OPSET = 18  # the newest that tf2onnx writes
-ALIGNMENT = 64  # bytes; lets runtimes map tensors in place
+HEAD_DIM_MULTIPLE = 8  # of GroupQueryAttention
+OPTIMIZERS = {
+    "fold_constants": ConstFoldOptimizer,
+    "merge_duplication": MergeDuplicatedNodesOptimizer,
+    "reshape_optimizer": ReshapeOptimizer,
+    "remove_identity": IdentityOptimizer,
+    "remove_back_to_back": BackToBackOptimizer,
+}
 
 
-def export_onnx(model, path, source=""):
-    """Writes `model` as `path` and `path` + ".data".
+def export_onnx(model, folder, source=""):
+    """Writes the portable decoder, `model.onnx`, the one tuned for ONNX Runtime, and the weights that both share.
+
+    A model whose heads ONNX Runtime's attention cannot take gets the portable one alone.
 
     Args:
         model: a `GPT2CausalLM` that computes in float32.
-        path: a `pathlib.Path` ending in `.onnx`.
-        source: what the weights came from, kept in the model's metadata.
+        folder: a `pathlib.Path`, made if need be.
+        source: what the weights came from, kept in the models' metadata.
     """
-    proto = convert(model)
-    weights = named_variables(model.backbone)
-    bind_weights(proto, weights, f"{path.name}.data")
-    proto.producer_name, proto.producer_version = "tfgpt", __version__
-    onnx.helper.set_model_props(proto, {"source": str(source), "tfgpt_version": __version__})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f"{path.name}.data", "wb") as data:
-        for variable in weights.values():
-            data.write(b"\0" * (-data.tell() % ALIGNMENT))
-            data.write(variable.numpy())
-    path.write_bytes(proto.SerializeToString())
-    onnx.checker.check_model(str(path))
+    decoder = convert(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    bind_weights(decoder, named_variables(model.backbone), folder / data_path("portable").name)
+    save_decoder(decoder, folder / onnx_path("portable").name, source)
+    if can_tune(model.backbone):
+        tune(decoder, model.backbone)
+        save_decoder(decoder, folder / onnx_path("float32").name, source)
 
 
 def convert(model):
-    """The decoder step as an ONNX model whose weights are still inputs, behind those of `decoder_inputs`."""
+    """The decoder step as an `onnx_ir.Model` of standard operators whose weights are still inputs, after the others."""
     inputs, outputs = decoder_inputs(model.backbone), decoder_outputs(model.backbone)
     weights = named_variables(model.backbone)
 
@@ -60,53 +73,81 @@ def convert(model):
         for i, tensor in enumerate(inputs)
     ]
     signature += [tf.TensorSpec(v.shape, v.dtype, f"weight_{i}") for i, v in enumerate(weights.values())]
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    function = tf.function(step, autograph=False, input_signature=signature)
-    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
-    used = {node.domain for node in proto.graph.node}
-    for opset in [opset for opset in proto.opset_import if opset.domain not in used]:
-        proto.opset_import.remove(opset)  # tf2onnx always declares ai.onnx.ml
-
+    function = tf.function(step, autograph=False, input_signature=signature).get_concrete_function()
+    decoder = ir.from_proto(convert_function(function))
+    for domain in set(decoder.opset_imports) - {node.domain for node in decoder.graph}:
+        del decoder.opset_imports[domain]  # tf2onnx always declares ai.onnx.ml
     # Inputs and outputs come back in the order they went in; only their names and axes are to be restored.
+    names = [*(tensor.name for tensor in inputs), *weights, *(tensor.name for tensor in outputs)]
+    for value, name in zip([*decoder.graph.inputs, *decoder.graph.outputs], names, strict=True):
+        value.name = name
     described = [*inputs, *outputs]
-    values = [*proto.graph.input[: len(inputs)], *proto.graph.output]
-    names = {value.name: tensor.name for value, tensor in zip(values, described, strict=True)}
-    names |= dict(zip((v.name for v in proto.graph.input[len(inputs) :]), weights, strict=True))
-    _rename(proto.graph, names)
-    for value, tensor in zip(values, described, strict=True):
-        _name_axes(value, tensor.axes)
-    return proto
+    for value, tensor in zip([*decoder.graph.inputs[: len(inputs)], *decoder.graph.outputs], described, strict=True):
+        value.shape = ir.Shape(tensor.axes)
+    apply_rules(decoder, portable_rules(model.backbone.num_layers))
+    return decoder
 
 
-def bind_weights(proto, weights, location):
-    """Turns weight inputs into initializers whose bytes follow each other in the file `location`."""
-    graph = proto.graph
-    inputs = [value for value in graph.input if value.name not in weights]
-    del graph.input[:]
-    graph.input.extend(inputs)
-    offset = 0
-    for name, variable in weights.items():
-        dtype = np.dtype(variable.dtype)
-        length = dtype.itemsize * int(np.prod(variable.shape))
-        offset += -offset % ALIGNMENT
-        tensor = graph.initializer.add(name=name, dims=variable.shape)
-        tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(dtype)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", offset), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
-        offset += length
+def convert_function(function):
+    """A concrete TensorFlow function without variables as an ONNX model, inputs and outputs in their order.
+
+    This is `tf2onnx.convert.from_function` without its first step, TensorFlow's own optimizer, which makes up a value
+    for every input and so holds all weights once more; and without those of its rewrites that find nothing to do in
+    a decoder, each of which copies the graph: together more than half of the time.
+    """
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(function.graph.as_graph_def(add_shapes=True), name="")
+        converted = process_tf_graph(
+            graph,
+            opset=OPSET,
+            input_names=[tensor.name for tensor in function.inputs],
+            output_names=[tensor.name for tensor in function.outputs],
+        )
+    converted = optimize_graph(converted, catch_errors=False, optimizers=OPTIMIZERS)
+    return converted.make_model("tfgpt decoder")
 
 
-def _rename(graph, names):
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        value.name = names.get(value.name, value.name)
+def can_tune(backbone):
+    """Whether ONNX Runtime's attention takes heads of this width."""
+    return backbone.hidden_dim // backbone.num_heads % HEAD_DIM_MULTIPLE == 0
 
 
-def _name_axes(value, axes):
-    shape = value.type.tensor_type.shape
-    del shape.dim[:]
-    for axis in axes:
-        shape.dim.add(**{"dim_value" if isinstance(axis, int) else "dim_param": axis})
+def tune(decoder, backbone):
+    """Rewrites a portable decoder, in place, to ONNX Runtime's fused operators.
+
+    In place of the mask it takes each row's length, so padding stands on the right; and it gives logits of chosen
+    positions only. Inputs: `input_ids` and `position_ids` (B, T), `seqlens_k` (B,), the number of each row's keys less
+    one, `total_sequence_length`, the largest number of keys, `logit_indices` (B, M), and the cache, which past and
+    present may share, (B, H, S, K) with S at least that largest number.
+    """
+    graph = decoder.graph
+    lengths = [_input("seqlens_k", ir.DataType.INT32, ["batch_size"])]
+    lengths += [_input("total_sequence_length", ir.DataType.INT32, [])]
+    logit_indices = _input("logit_indices", ir.DataType.INT64, ["batch_size", "num_logits"])
+    tokens, mask, positions, *cache = graph.inputs
+    has_fast_gelu = backbone.activation == "gelu_tanh"
+    graph.inputs.extend([*lengths, logit_indices])
+    apply_rules(decoder, tuned_rules(backbone.num_layers, has_fast_gelu, lengths, logit_indices))
+    graph.inputs[:] = [tokens, positions, *lengths, logit_indices, *cache]
+    if mask.uses():
+        raise AssertionError("the tuned decoder still reads the mask")
+    for value in [*cache, *graph.outputs[1:]]:
+        value.shape = ir.Shape([*value.shape[:2], "max_sequence_length", value.shape[3]])
+    logits = graph.outputs[0]
+    logits.shape = ir.Shape(["batch_size", "num_logits", backbone.vocabulary_size])
+
+
+def bind_weights(decoder, weights, path):
+    """Writes variables to `path`, and turns the inputs of their names into initializers that are there."""
+    graph = decoder.graph
+    inputs = {value.name: value for value in graph.inputs}
+    graph.inputs[:] = [value for name, value in inputs.items() if name not in weights]
+    with ExternalData(path) as data:
+        for name, variable in weights.items():
+            inputs[name].const_value = data.add(name, variable.numpy())
+            graph.register_initializer(inputs[name])
+
+
+def _input(name, dtype, axes):
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(axes))

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
-from tfgpt.export.tolerances import TOLERANCES, Tolerance
+from tfgpt.export.logit_statistics import logit_statistics, losses
+from tfgpt.export.parity_batches import CACHED_STEPS, cached_batches, greedy_prompts, perplexity_batches, ragged_batches
+from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.runtime.runner import Runner
 
-GREEDY_PROMPTS = 20
 GREEDY_TOKENS = 128
-CACHED_STEPS = 16  # how many tokens the cache check decodes one by one
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Pieces of real text of unequal length, padded on one side."""
-
-    token_ids: np.ndarray  # (B, T)
-    padding_mask: np.ndarray  # (B, T)
-    prompts: tuple[int, ...]  # the number of each row's text, for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +36,25 @@ class Breach:
 
 @dataclasses.dataclass
 class RunnerReport:
-    """What was measured of one runtime; sums are over real tokens of the one-pass and the cached check alike."""
+    """What was measured of one runtime: logits over the real tokens of the one-pass and the cached check alike."""
 
     runtime: str
+    precision: str = "float32"  # which of the tolerances holds
     max_logit_difference: float = 0.0
     scaled_logit_difference: float = 0.0
     mean_logit_difference: float = 0.0
     mean_kl_divergence: float = 0.0
     top1_agreement: float = 1.0
     perplexity: float = 0.0
-    perplexity_difference: float = 0.0
+    perplexity_tokens: int = 0
+    perplexity_increase: float = 0.0  # as a fraction of the Keras model's
     positions: int = 0
     greedy_prompts: int = 0
     greedy_tokens: int = 0
     identical_greedy_tokens: int = 0  # of the prompt that agrees for the fewest
     near_ties: int = 0  # continuations that parted where the reference's two best logits were within tolerance
+    sensitivity: list = dataclasses.field(default_factory=list)  # of `Cost`s, where it was measured
+    kept_in_float32: list[str] = dataclasses.field(default_factory=list)
     breaches: list[Breach] = dataclasses.field(default_factory=list)
 
     @property
@@ -66,81 +62,155 @@ class RunnerReport:
         return not self.breaches
 
 
-def check_parity(reference: Runner, runners, tokens, tolerance: Tolerance = TOLERANCES["float32"], on_progress=None):
-    """Compares runners with the reference on real text.
+class Expectation:
+    """What a model gives for some text, computed once for all the artifacts that are compared with it.
 
     Args:
         reference: the Keras model's runner.
-        runners: those to check.
         tokens: a one-dimensional array of token ids of held-out text.
-        tolerance: the limits.
-        on_progress: called with a line of text at each check.
+        on_progress: called with a line of text at each stage.
+    """
+
+    def __init__(self, reference: Runner, tokens, on_progress=None):
+        say = on_progress or (lambda line: None)
+        self.reference, self.tokens = reference, tokens
+        window, vocabulary_size = reference.window, reference.vocabulary_size
+        say("keras: reference logits")
+        self.one_pass = [
+            (batch, reference.logits(batch.token_ids, batch.padding_mask))
+            for batch in ragged_batches(tokens, window, vocabulary_size)
+        ]
+        # Against the reference's one pass: it is the cache that is on trial.
+        self.cached = [
+            (batch, reference.logits(batch.token_ids, batch.padding_mask)) for batch in cached_batches(tokens, window)
+        ]
+        say("keras: reference continuations")
+        self.prompts = greedy_prompts(tokens, window)
+        self.continuations = reference.greedy(self.prompts, GREEDY_TOKENS)
+
+    @functools.cached_property
+    def losses(self):
+        """The batches that perplexity is measured on, each with the model's losses of its tokens."""
+        batches = perplexity_batches(self.tokens, self.reference.window, self.reference.vocabulary_size)
+        return [(batch, losses_of(self.reference, batch)) for batch in batches]
+
+
+def check_parity(reference: Runner, runners, tokens, on_progress=None):
+    """Compares runners with the reference on real text: a `RunnerReport` for each (see `check_runner`).
+
+    Args:
+        reference, tokens, on_progress: as in `Expectation`.
+        runners: those to check.
+    """
+    expected = Expectation(reference, tokens, on_progress)
+    return [check_runner(expected, runner, on_progress) for runner in runners]
+
+
+def check_runner(expected: Expectation, runner: Runner, on_progress=None):
+    """Compares a runner with what is expected, within the tolerance of its precision.
 
     Returns:
-        A `RunnerReport` for each runner.
+        A `RunnerReport`.
     """
     say = on_progress or (lambda line: None)
-    batches = ragged_batches(tokens, reference.window, reference.vocabulary_size)
-    cached_batches = _cached_batches(tokens, reference.window)
-    prompts = greedy_prompts(tokens, reference.window)
-    say("keras: reference continuations")
-    expected = reference.greedy(prompts, GREEDY_TOKENS)
-    reports = []
-    for runner in runners:
-        totals = _Totals(RunnerReport(runner.name), tolerance)
-        for batch in batches:
-            say(f"{runner.name}: one pass over {batch.padding_mask.sum()} tokens")
-            logits = reference.logits(batch.token_ids, batch.padding_mask)
-            with totals.breach_on_failure("one pass"):
-                totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
-        for batch in cached_batches:
-            say(f"{runner.name}: prefill, then token by token, up to {batch.token_ids.shape[1]} tokens")
-            # Against the reference's one pass: it is the cache that is on trial.
-            logits = reference.logits(batch.token_ids, batch.padding_mask)
-            prefix = max(batch.token_ids.shape[1] - CACHED_STEPS, 1)
-            with totals.breach_on_failure("prefill then decode"):
-                cached = runner.cached_logits(batch.token_ids, batch.padding_mask, prefix)
-                totals.add("prefill then decode", batch, logits, cached)
-        say(f"{runner.name}: greedy continuations")
-        report = totals.finish()
-        with totals.breach_on_failure("greedy continuation"):
-            found = runner.greedy(prompts, GREEDY_TOKENS)
-            compare_continuations(report, reference, prompts, expected, found, tolerance)
-        reports.append(report)
-    return reports
+    tolerance = TOLERANCES[runner.precision]
+    report = RunnerReport(runner.name, runner.precision)
+    totals = _Totals(report, tolerance)
+    for batch, logits in expected.one_pass:
+        say(f"{runner.name}: one pass over {batch.padding_mask.sum()} tokens")
+        with _breach_on_failure(report, "one pass"):
+            totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
+    for batch, logits in expected.cached:
+        say(f"{runner.name}: prefill, then token by token, up to {batch.token_ids.shape[1]} tokens")
+        prefix = max(batch.token_ids.shape[1] - CACHED_STEPS, 1)
+        with _breach_on_failure(report, "prefill then decode"):
+            cached = runner.cached_logits(batch.token_ids, batch.padding_mask, prefix)
+            totals.add("prefill then decode", batch, logits, cached, decoded_from=prefix)
+            if tolerance.cache is not None:
+                at_once = runner.logits(batch.token_ids, batch.padding_mask)
+                check_cache(report, batch, at_once, cached, tolerance.cache)
+    totals.finish()
+    say(f"{runner.name}: perplexity")
+    with _breach_on_failure(report, "perplexity"):
+        measure_perplexity(report, runner, expected.losses, tolerance.perplexity)
+    say(f"{runner.name}: greedy continuations")
+    with _breach_on_failure(report, "greedy continuation"):
+        found = runner.greedy(expected.prompts, GREEDY_TOKENS)
+        compare_continuations(report, expected, found, tolerance)
+    return report
 
 
-def ragged_batches(tokens, window, vocabulary_size, rows=8):
-    """Texts of lengths from a few tokens to the full window, in batches padded on the left and on the right in turn."""
-    lengths = sorted({max(2, round(window * (i + 1) / rows)) for i in range(rows)})
-    texts = [_text(tokens, i, len(lengths), length) for i, length in enumerate(lengths)]
-    # About 256 MB of float32 logits, but at least two rows, or nothing would be ragged, and at least two batches, for
-    # each side to be padded once.
-    rows_at_once = max(1, min(len(lengths) // 2, max(2, 2**26 // (window * vocabulary_size))))
-    groups = [range(i, min(i + rows_at_once, len(texts))) for i in range(0, len(texts), rows_at_once)]
-    return [_pad([texts[i] for i in group], group, left=bool(n % 2)) for n, group in enumerate(groups)]
+def check_cache(report, batch, at_once, cached, limit):
+    """Compares what an artifact gives by way of its cache with what it gives in one pass."""
+    for row, prompt in enumerate(batch.prompts):
+        real = batch.padding_mask[row].astype(bool)
+        difference = np.abs(cached[row][real] - at_once[row][real]).max(axis=-1)
+        scale = max(1.0, float(np.abs(at_once[row][real]).max()))
+        worst = int(difference.argmax())
+        if not difference[worst] / scale <= limit:
+            message = (
+                f"the cache moves a logit by {difference[worst] / scale:.2e} of max(1, |logit|) = {scale:.3g}, "
+                f"expected at most {limit:.0e}"
+            )
+            report.breaches.append(Breach(report.runtime, "cache", prompt, worst, message))
 
 
-def greedy_prompts(tokens, window):
-    """`GREEDY_PROMPTS` pieces of text of unequal lengths, from one token up to 32 or half the window."""
-    longest = min(32, max(window // 2, 1))
-    return [
-        _text(tokens, i, GREEDY_PROMPTS, 1 + i * (longest - 1) // (GREEDY_PROMPTS - 1)).tolist()
-        for i in range(GREEDY_PROMPTS)
-    ]
+def measure_perplexity(report, runner, expected_losses, budget):
+    """Sets the report's perplexity, and adds a breach if it is more than `budget`, if any, above the expected one."""
+    report.perplexity_tokens = sum(len(reference) for _, reference in expected_losses)
+    found = float(np.exp(np.concatenate([losses_of(runner, batch) for batch, _ in expected_losses]).mean()))
+    expected = float(np.exp(np.concatenate([reference for _, reference in expected_losses]).mean()))
+    report.perplexity, report.perplexity_increase = found, found / expected - 1
+    if budget is not None:
+        _check_budget(report, "perplexity", found, expected, budget)
 
 
-def compare_continuations(report, reference, prompts, expected, found, tolerance):
+def losses_of(runner, batch):
+    """The cross-entropy of each real token of a batch but the first of its row, in nats."""
+    logits = runner.logits(batch.token_ids, batch.padding_mask)
+    found = []
+    for row, mask in enumerate(batch.padding_mask.astype(bool)):
+        found.append(losses(logits[row][mask][:-1], batch.token_ids[row][mask][1:]))
+    return np.concatenate(found)
+
+
+def _check_budget(report, check, found, expected, budget):
+    if not found <= expected * (1 + budget):  # so that NaN is a breach
+        message = (
+            f"the perplexity is {found:.4f}, {found / expected - 1:.2%} above {expected:.4f}, "
+            f"expected at most {budget:.1%}"
+        )
+        excess = (found / expected - 1) / budget if found == found else math.inf
+        report.breaches.append(Breach(report.runtime, check, 0, 0, message, excess))
+
+
+@contextlib.contextmanager
+def _breach_on_failure(report, check):
+    """An artifact that its runtime refuses to run is a breach like any other."""
+    try:
+        yield
+    except Exception as error:  # what runtimes raise has no base class in common
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        message = f"the runtime failed: {lines[0] if lines else type(error).__name__}"
+        report.breaches.append(Breach(report.runtime, check, 0, 0, message))
+
+
+def compare_continuations(report, expected, found, tolerance):
     """Compares greedy continuations, and looks at the reference's logits where they part.
+
+    How many tokens are the same is told of every precision, and judged where its tolerance says so.
 
     After the window was cut the context is not the prompt and its continuation any more, so a near tie is recognized
     before that only; a difference after it is a breach.
     """
+    reference, prompts, continuations = expected.reference, expected.prompts, expected.continuations
     report.greedy_prompts = len(prompts)
-    report.greedy_tokens = len(expected[0])
-    same = [_identical_length(a, b) for a, b in zip(expected, found, strict=True)]
+    report.greedy_tokens = len(continuations[0])
+    same = [_identical_length(a, b) for a, b in zip(continuations, found, strict=True)]
     report.identical_greedy_tokens = min(same)
-    for number, (prompt, a, b, length) in enumerate(zip(prompts, expected, found, same, strict=True)):
+    if not tolerance.same_text:
+        return
+    for number, (prompt, a, b, length) in enumerate(zip(prompts, continuations, found, same, strict=True)):
         if length == len(a) == len(b):
             continue
         context = np.array([prompt + a[:length]])
@@ -162,60 +232,48 @@ class _Totals:
     def __init__(self, report, tolerance):
         self.report, self.tolerance = report, tolerance
         self.absolute = self.kl = self.agreed = 0.0
-        self.losses, self.reference_losses = [], []
+        self.losses, self.reference_losses = [], []  # of what was decoded from the cache
 
-    @contextlib.contextmanager
-    def breach_on_failure(self, check):
-        """An artifact that its runtime refuses to run is a breach like any other."""
-        try:
-            yield
-        except Exception as error:  # what runtimes raise has no base class in common
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            message = f"the runtime failed: {lines[0] if lines else type(error).__name__}"
-            self.report.breaches.append(Breach(self.report.runtime, check, 0, 0, message))
-
-    def add(self, check, batch, reference, found):
+    def add(self, check, batch, reference, found, decoded_from=None):
+        """Adds a batch, whose columns from `decoded_from` on came out of the cache."""
         if found.shape != reference.shape:
             message = f"logits have shape {found.shape}, expected {reference.shape}"
             self.report.breaches.append(Breach(self.report.runtime, check, batch.prompts[0], 0, message))
             return
         for row, prompt in enumerate(batch.prompts):
             real = batch.padding_mask[row].astype(bool)
-            self._add_row(check, prompt, batch.token_ids[row][real], reference[row][real], found[row][real])
+            decoded = None if decoded_from is None else int(real[:decoded_from].sum())
+            self._add_row(check, prompt, batch.token_ids[row][real], reference[row][real], found[row][real], decoded)
 
-    def _add_row(self, check, prompt, token_ids, reference, found):
-        report, limit = self.report, self.tolerance.logit
+    def _add_row(self, check, prompt, token_ids, reference, found, decoded):
+        report = self.report
+        limit = np.finfo(np.float32).max if self.tolerance.logit is None else self.tolerance.logit
         scale = max(1.0, float(np.abs(reference).max()))
-        difference = np.abs(found - reference)
-        difference = np.where(np.isnan(difference), np.inf, difference)  # NaN must not compare as small
-        by_position = difference.max(axis=-1)
-        worst = int(by_position.argmax())
-        report.max_logit_difference = max(report.max_logit_difference, float(by_position[worst]))
-        report.scaled_logit_difference = max(report.scaled_logit_difference, float(by_position[worst]) / scale)
-        if not by_position[worst] / scale <= limit:  # so that an infinite reference, whose ratio is NaN, is a breach
+        positions = logit_statistics(reference, found, np.append(token_ids[1:], 0))
+        worst = int(positions.largest.argmax())
+        largest = float(positions.largest[worst])
+        report.max_logit_difference = max(report.max_logit_difference, largest)
+        report.scaled_logit_difference = max(report.scaled_logit_difference, largest / scale)
+        if not largest / scale <= limit:  # so that an infinite reference, whose ratio is NaN, is a breach
             message = (
-                f"the largest logit difference is {by_position[worst] / scale:.2e} of max(1, |logit|) = {scale:.3g}, "
+                f"the largest logit difference is {largest / scale:.2e} of max(1, |logit|) = {scale:.3g}, "
                 f"expected at most {limit:.0e}"
             )
-            excess = float(by_position[worst]) / scale / limit
-            report.breaches.append(Breach(report.runtime, check, prompt, worst, message, excess))
+            report.breaches.append(Breach(report.runtime, check, prompt, worst, message, largest / scale / limit))
 
-        p, q = _log_softmax(reference), _log_softmax(found)
-        top = reference.argmax(axis=-1)
-        agreed = found.argmax(axis=-1) == top
-        two_best = np.sort(reference, axis=-1)[:, -2:]
-        clear = (two_best[:, 1] - two_best[:, 0]) / scale > limit
+        agreed = positions.found_top == positions.top
+        clear = positions.margin / scale > limit
         for position in np.flatnonzero(clear & ~agreed)[:1]:
-            message = f"the likeliest token is {found[position].argmax()}, expected {top[position]}"
+            message = f"the likeliest token is {positions.found_top[position]}, expected {positions.top[position]}"
             report.breaches.append(Breach(report.runtime, check, prompt, int(position), message, excess=0.0))
 
         report.positions += len(token_ids)
-        self.absolute += float(difference.mean(axis=-1).sum())
-        self.kl += float((np.exp(p) * (p - q)).sum())
+        self.absolute += float(positions.mean.sum())
+        self.kl += float(positions.divergence.sum())
         self.agreed += int(agreed.sum())
-        following = token_ids[1:, None]
-        self.losses.append(-np.take_along_axis(q[:-1], following, axis=-1))
-        self.reference_losses.append(-np.take_along_axis(p[:-1], following, axis=-1))
+        if decoded is not None:
+            self.losses.append(positions.loss[decoded:-1])
+            self.reference_losses.append(positions.reference_loss[decoded:-1])
 
     def finish(self):
         report = self.report
@@ -223,42 +281,10 @@ class _Totals:
             report.mean_logit_difference = self.absolute / report.positions
             report.mean_kl_divergence = max(self.kl / report.positions, 0.0)
             report.top1_agreement = self.agreed / report.positions
-            report.perplexity = float(np.exp(np.concatenate(self.losses).mean()))
-            expected = float(np.exp(np.concatenate(self.reference_losses).mean()))
-            report.perplexity_difference = report.perplexity - expected
-        return report
-
-
-def _cached_batches(tokens, window):
-    """Short texts, and two that end at the window's end and a little before."""
-    groups = [[min(length, window) for length in (CACHED_STEPS + 1, 32, 48, 64)]]
-    if window > 64:
-        groups.append([window, window - CACHED_STEPS // 2])
-    return [
-        _pad([_text(tokens, i, len(lengths), n) for i, n in enumerate(lengths)], range(len(lengths)), left=True)
-        for lengths in groups
-    ]
-
-
-def _text(tokens, index, count, length):
-    """The `index`-th of `count` pieces spread over the text."""
-    length = min(length, len(tokens))
-    start = (len(tokens) - length) * index // max(count - 1, 1)
-    return np.asarray(tokens[start : start + length]).astype(np.int64)
-
-
-def _pad(texts, prompts, left):
-    longest = max(map(len, texts))
-    widths = [((longest - len(t), 0) if left else (0, longest - len(t))) for t in texts]
-    token_ids = np.stack([np.pad(t, width) for t, width in zip(texts, widths, strict=True)])
-    mask = np.stack([np.pad(np.ones_like(t), width) for t, width in zip(texts, widths, strict=True)])
-    return Batch(token_ids, mask, tuple(prompts))
+        if self.tolerance.perplexity is not None and self.losses:
+            found, expected = (float(np.exp(np.concatenate(x).mean())) for x in (self.losses, self.reference_losses))
+            _check_budget(report, "prefill then decode", found, expected, 2 * self.tolerance.perplexity)
 
 
 def _identical_length(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _log_softmax(logits):
-    logits = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

@@ -7,6 +7,7 @@ import json
 import math
 
 from tfgpt.atomic import atomic_file, write_text
+from tfgpt.export.tolerances import TOLERANCES
 
 REPORT_FILES = ("parity.json", "parity.md", "parity.png")
 COLUMNS = (
@@ -15,18 +16,19 @@ COLUMNS = (
     ("mean |Δlogit|", "mean_logit_difference", "{:.1e}"),
     ("mean KL", "mean_kl_divergence", "{:.1e}"),
     ("top-1", "top1_agreement", "{:.2%}"),
-    ("Δ perplexity", "perplexity_difference", "{:+.1e}"),
+    ("perplexity", "perplexity", "{:.3f}"),
+    ("above Keras'", "perplexity_increase", "{:+.3%}"),
 )
 
 
-def to_json(reports, tolerance):
+def to_json(reports):
     """The reports as plain data; JSON has no infinity, so a difference that is not finite is null."""
-    figures = {
-        "tolerance": dataclasses.asdict(tolerance),
-        "passed": all(report.passed for report in reports),
-        "runtimes": [dataclasses.asdict(report) | {"passed": report.passed} for report in reports],
-    }
-    return _finite(figures)
+    runtimes = [
+        dataclasses.asdict(report)
+        | {"passed": report.passed, "tolerance": dataclasses.asdict(TOLERANCES[report.precision])}
+        for report in reports
+    ]
+    return _finite({"passed": all(report.passed for report in reports), "runtimes": runtimes})
 
 
 def _finite(value):
@@ -46,34 +48,72 @@ def table(reports):
         greedy = f"{report.greedy_prompts} × {report.identical_greedy_tokens}/{report.greedy_tokens} tokens"
         if report.near_ties:
             greedy += f" ({report.near_ties} near ties)"
-        rows.append([*cells, greedy, "same model" if report.passed else f"{len(report.breaches)} breaches"])
+        rows.append([*cells, greedy, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])
     return headings, rows
 
 
-def write_parity_report(directory, reports, tolerance):
+def _verdict(report):
+    if TOLERANCES[report.precision].same_text:
+        return "same model"
+    kept = f", {len(report.kept_in_float32)} of {len(report.sensitivity)} weights float32"
+    return "within budget" + (kept if report.kept_in_float32 else "")
+
+
+def write_parity_report(directory, reports):
     """Writes parity.json, parity.md and, where matplotlib is installed, parity.png."""
-    write_text(directory / "parity.json", json.dumps(to_json(reports, tolerance), indent=2) + "\n")
-    headings, rows = table(reports)
-    lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    write_text(directory / "parity.json", json.dumps(to_json(reports), indent=2) + "\n")
     positions = max((report.positions for report in reports), default=0)
     text = [
         "# Parity",
         "",
         f"Each runtime against the Keras model on {positions} positions of held-out text: ragged batches up to the "
-        "full window in one pass, prefill then token by token, and greedy continuations.",
+        "full window in one pass, prefill then token by token, and greedy continuations. Perplexity is of "
+        f"{max((report.perplexity_tokens for report in reports), default=0)} tokens.",
         "",
-        *lines,
+        *_markdown(*table(reports)),
         "",
-        f"Tolerance: |Δlogit| ≤ {tolerance.logit:.0e} × max(1, max |logit|); {tolerance.reason}.",
+        "Tolerances:",
         "",
     ]
+    for precision in dict.fromkeys(report.precision for report in reports):
+        tolerance = TOLERANCES[precision]
+        text.append(f"- {precision}: {tolerance}; {tolerance.reason}.")
+    text.append("")
+    for report in reports:
+        if report.sensitivity:
+            text += _sensitivity(report)
     breaches = [breach for report in reports for breach in report.breaches]
     text += [f"- {breach}" for breach in breaches] + [""] * bool(breaches)
     write_text(directory / "parity.md", "\n".join(text))
-    _plot(directory / "parity.png", reports, tolerance)
+    _plot(directory / "parity.png", reports)
 
 
-def _plot(path, reports, tolerance):
+def _markdown(headings, rows):
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+
+
+def _sensitivity(report):
+    """What each weight's quantization costs, for Markdown."""
+    rows = [
+        [
+            cost.weight,
+            f"{cost.kl_divergence:.1e}",
+            f"{cost.bytes / 1e6:.2f} MB",
+            "float32" if cost.weight in report.kept_in_float32 else report.precision,
+        ]
+        for cost in report.sensitivity
+    ]
+    return [
+        f"## Sensitivity of {report.runtime}",
+        "",
+        "The mean KL divergence of the next token when this weight alone is quantized, and how it is stored.",
+        "",
+        *_markdown(["weight", "mean KL", "in float32", "stored as"], rows),
+        "",
+    ]
+
+
+def _plot(path, reports):
     try:
         import matplotlib
     except ImportError:  # the `plots` extra
@@ -81,17 +121,32 @@ def _plot(path, reports, tolerance):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 1.6 + 0.6 * len(reports)), layout="constrained")
+    figure, (logits, perplexity) = pyplot.subplots(
+        1, 2, sharey=True, figsize=(11, 1.6 + 0.5 * len(reports)), layout="constrained"
+    )
     names = [report.runtime for report in reports]
-    values = [min(max(report.scaled_logit_difference, 1e-9), 1e3) for report in reports]
     colors = ["tab:green" if report.passed else "tab:red" for report in reports]
-    bars = axes.barh(names, values, color=colors, left=1e-9, height=0.5)
-    axes.bar_label(bars, [f" {report.scaled_logit_difference:.1e}" for report in reports])
-    axes.axvline(tolerance.logit, color="black", linestyle="--", label=f"tolerance {tolerance.logit:.0e}")
-    axes.set(xscale="log", xlim=(1e-9, 10 * max(tolerance.logit, *values)), title="Distance from the Keras model")
-    axes.set_xlabel("largest |Δlogit| / max(1, max |logit|)")
-    axes.invert_yaxis()
-    axes.legend(loc="lower right")
+    tolerances = [TOLERANCES[report.precision] for report in reports]
+
+    values = [min(max(report.scaled_logit_difference, 1e-9), 1e3) for report in reports]
+    bars = logits.barh(names, values, color=colors, left=1e-9, height=0.5)
+    logits.bar_label(bars, [f" {report.scaled_logit_difference:.1e}" for report in reports])
+    logits.set(xscale="log", xlim=(1e-9, 100 * max(*values, 1e-4)), title="Distance from the Keras model")
+    logits.set_xlabel("largest |Δlogit| / max(1, max |logit|)")
+    logits.invert_yaxis()
+
+    increases = [report.perplexity_increase if math.isfinite(report.perplexity_increase) else 1.0 for report in reports]
+    bars = perplexity.barh(names, [100 * min(max(value, -1), 1) for value in increases], color=colors, height=0.5)
+    perplexity.bar_label(bars, [f" {value:+.3%}" for value in increases])
+    perplexity.set(title="Perplexity of held-out text", xlabel="% above the Keras model's")
+    perplexity.margins(x=0.3)
+    for row, tolerance in enumerate(tolerances):
+        for axes, limit in (
+            (logits, tolerance.logit),
+            (perplexity, tolerance.perplexity and 100 * tolerance.perplexity),
+        ):
+            if limit is not None:
+                axes.vlines(limit, row - 0.4, row + 0.4, color="black", linestyle="--")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)

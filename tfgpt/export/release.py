@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import platform
@@ -13,13 +15,21 @@ from importlib import metadata
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
-from tfgpt.export.parity import Breach, check_parity
+from tfgpt.export.budget import is_over_budget, within_budget
+from tfgpt.export.parity import Breach, Expectation, check_runner
+from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
+from tfgpt.export.sensitivity import Cost
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.runtime import RUNTIMES, open_runner
+from tfgpt.runtime.release_files import change, read_manifest
+from tfgpt.runtime.variants import VARIANTS, data_path, onnx_path
 from tfgpt.version import __version__
 
 FORMATS = RUNTIMES  # an export format is named as the runtime that runs it
+QUANTIZED = ("int8", "int8_weight_only", "int4")
+EXTRA_VARIANTS = (*QUANTIZED, "float16")
+EXPORTERS = ("tensorflow", "keras", "tf2onnx", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 COPIED = (
     "config.json",
     "generation_config.json",
@@ -45,16 +55,32 @@ class ParityError(Exception):
         super().__init__(f"parity failed: {self.breaches[0]}")
 
 
-def export_release(model_directory, out, formats=FORMATS, name=None, text=None, overwrite=False, on_progress=None):
+def export_release(
+    model_directory,
+    out,
+    formats=FORMATS,
+    name=None,
+    text=None,
+    overwrite=False,
+    quantize=(),
+    sensitivity=False,
+    on_progress=None,
+):
     """Exports a model directory, and publishes the release only if every artifact passes parity.
+
+    A quantized variant that leaves its budget keeps in float32 the weight matrices whose quantization costs most, as
+    many as it takes.
 
     Args:
         model_directory: what `tfgpt train` wrote.
         out: the release directory to be made.
-        formats: of `FORMATS`.
+        formats: of `FORMATS`. "onnx" is the portable decoder and the one tuned for ONNX Runtime.
         name: of the served model; by default the model directory's.
         text: a text file for the parity check; by default the validation split that the model was trained with.
         overwrite: replace `out` if it exists.
+        quantize: further ONNX variants, of `EXTRA_VARIANTS`.
+        sensitivity: measure what the integers of each weight matrix cost, even where no budget is broken; float16 has
+            none, and either holds its tolerance or fails.
         on_progress: called with a line of text at each stage.
 
     Returns:
@@ -65,42 +91,93 @@ def export_release(model_directory, out, formats=FORMATS, name=None, text=None, 
         ParityError: if an artifact is not the model; nothing is left at `out`.
     """
     model_directory, out = pathlib.Path(model_directory), pathlib.Path(out)
-    unknown = [format for format in formats if format not in FORMATS]
-    if unknown or not formats:
-        raise UserError(f"formats are {', '.join(unknown) or 'none'}, expected some of {', '.join(FORMATS)}")
     name = name or model_directory.absolute().name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"the model's name is {name!r}, expected letters, digits, '.', '_' and '-'")
+    _check_request(formats, quantize, name)
     say = on_progress or (lambda line: None)
     with atomic_directory(out, overwrite=overwrite) as release:
         model = load_for_export(model_directory)
         tokens = held_out_tokens(model_directory, model.tokenizer, text)
+        _check_variants(quantize, model.backbone, tokens)
         for file in COPIED:
             if (model_directory / file).exists():
                 shutil.copyfile(model_directory / file, release / file)
-        if "saved_model" in formats:
-            say("exporting SavedModel")
-            from tfgpt.export.saved_model import export_saved_model
-
-            export_saved_model(model, release / "saved_model" / name / "1")
-        if "onnx" in formats:
-            say("exporting ONNX")
-            from tfgpt.export.onnx_decoder import export_onnx
-
-            export_onnx(model, release / "onnx" / "model.onnx", source=model_directory.absolute().name)
-        reports = compare(release, model, tokens, formats, say)
+        _write_formats(model, release, formats, quantize, name, model_directory.absolute().name, say)
+        expected = _expectation(model, tokens, say)
+        reports = [check_runner(expected, open_one(), say) for open_one in _openers(release, formats)]
+        if all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
+            for i, report in enumerate(reports):
+                wanted = (sensitivity and report.passed) or is_over_budget(report)
+                if report.precision in QUANTIZED and wanted:
+                    reports[i] = within_budget(release, report, expected, say)
         _raise_breaches(reports)
-        write_parity_report(release, reports, TOLERANCES["float32"])
-        write_manifest(release, model_directory)
+        write_parity_report(release, reports)
+        write_manifest(release, model_directory, reports)
     return reports
 
 
-def compare(release, model, tokens, runtimes, on_progress=None):
-    """A `RunnerReport` for each runtime of a release, beside the Keras model on the same tokens."""
+def _check_request(formats, quantize, name):
+    for what, names, known in (("formats", formats, FORMATS), ("quantized variants", quantize, EXTRA_VARIANTS)):
+        unknown = [name for name in names if name not in known]
+        if unknown or (what == "formats" and not names):
+            raise UserError(f"{what} are {', '.join(unknown) or 'none'}, expected some of {', '.join(known)}")
+    if quantize and "onnx" not in formats:
+        raise UserError(f"quantized variants are ONNX files, expected the format onnx, found {', '.join(formats)}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"the model's name is {name!r}, expected letters, digits, '.', '_' and '-'")
+
+
+def _check_variants(variants, backbone, tokens):
+    """What can be told before anything is written."""
+    if not variants:
+        return
+    from tfgpt.export.onnx_decoder import HEAD_DIM_MULTIPLE, can_tune
+    from tfgpt.export.quantization import BITS, common_block
+
+    if not can_tune(backbone):
+        raise UserError(
+            f"the model's heads are {backbone.hidden_dim // backbone.num_heads} wide, expected a multiple of "
+            f"{HEAD_DIM_MULTIPLE} for any ONNX variant but the portable one"
+        )
+    for variant in variants:
+        if variant in BITS:
+            common_block([backbone.hidden_dim, backbone.intermediate_dim], variant)
+    if len(tokens) < MIN_PERPLEXITY_TOKENS:
+        raise UserError(
+            f"the held-out text has {len(tokens)} tokens, expected at least {MIN_PERPLEXITY_TOKENS} to measure the "
+            "perplexity of quantized variants; --data gives other text"
+        )
+
+
+def _write_formats(model, release, formats, quantize, name, source, say):
+    if "saved_model" in formats:
+        say("exporting SavedModel")
+        from tfgpt.export.saved_model import export_saved_model
+
+        export_saved_model(model, release / "saved_model" / name / "1")
+    if "onnx" in formats:
+        say("exporting ONNX")
+        from tfgpt.export.onnx_decoder import export_onnx
+        from tfgpt.export.quantization import write_variant
+
+        export_onnx(model, release / "onnx", source=source)
+        for variant in quantize:
+            say(f"quantizing: {variant}")
+            write_variant(release / "onnx", variant)
+
+
+def _expectation(model, tokens, say):
     from tfgpt.export.keras_runner import KerasRunner
 
-    runners = [open_runner(release, runtime) for runtime in runtimes]
-    return check_parity(KerasRunner(model), runners, tokens, TOLERANCES["float32"], on_progress)
+    return Expectation(KerasRunner(model), tokens, say)
+
+
+def _openers(release, formats):
+    """Functions that open a release's runners, each ONNX variant's among them; one at a time is kept in memory."""
+    openers = []
+    for runtime in formats:
+        variants = [v for v in VARIANTS if (release / onnx_path(v)).is_file()] if runtime == "onnx" else ["float32"]
+        openers += [functools.partial(open_runner, release, runtime, variant, verify=False) for variant in variants]
+    return openers
 
 
 def _raise_breaches(reports):
@@ -126,32 +203,33 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
     runtimes = [runtime for runtime in RUNTIMES if (release / runtime).is_dir()]
     if not runtimes:
         raise UserError(f"{release} holds none of {', '.join(RUNTIMES)}, expected a release directory")
+    manifest = read_manifest(release)
     model = load_for_export(model_directory)
-    reports = compare(release, model, held_out_tokens(model_directory, model.tokenizer, text), runtimes, on_progress)
-    for name, message in changed_files(release):
-        # With the runtime whose file it is; what all share, such as the tokenizer, with the first.
-        owner = next((owner for owner in reports if name.startswith(f"{owner.runtime}/")), reports[0])
-        owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    expected = _expectation(model, held_out_tokens(model_directory, model.tokenizer, text), on_progress)
+    reports = [check_runner(expected, open_one(), on_progress) for open_one in _openers(release, runtimes)]
+    for name, entry in manifest["files"].items():
+        if message := change(release, name, entry):
+            for owner in _owners(name, reports):
+                owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    for measured in reports:  # what only an export measures
+        recorded = manifest.get("quantization", {}).get(measured.runtime, {})
+        measured.kept_in_float32 = recorded.get("kept_in_float32", [])
+        measured.sensitivity = [Cost(**cost) for cost in recorded.get("sensitivity", [])]
     if report is not None:
-        write_parity_report(pathlib.Path(report), reports, TOLERANCES["float32"])
+        write_parity_report(pathlib.Path(report), reports)
     _raise_breaches(reports)
     return reports
 
 
-def changed_files(release):
-    """(name, sentence) of each file that is not what the release's manifest says."""
-    path = release / "manifest.json"
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read, expected a release with its manifest: {error}") from error
-    changed = []
-    for name, expected in files.items():
-        if not (release / name).is_file():
-            changed.append((name, "the file is missing, expected one as in manifest.json"))
-        elif (found := sha256_of_file(release / name)) != expected["sha256"]:
-            changed.append((name, f"the file has sha256 {found[:12]}…, expected {expected['sha256'][:12]}…"))
-    return changed
+def _owners(name, reports):
+    """The reports of those that read a file of the release; of what all share, such as the tokenizer, the first."""
+    owners = []
+    for report in reports:
+        variant = "portable" if report.runtime == "onnx" else report.precision
+        reads = report.runtime.startswith("onnx") and name in map(str, (onnx_path(variant), data_path(variant)))
+        if reads or (name.startswith(f"{report.runtime}/") and report.runtime == "saved_model"):
+            owners.append(report)
+    return owners[:1] or reports[:1]
 
 
 def load_for_export(model_directory):
@@ -184,7 +262,7 @@ def held_out_tokens(model_directory, tokenizer, text=None):
     return tokens
 
 
-def write_manifest(release, source):
+def write_manifest(release, source, reports=()):
     """Writes manifest.json: every file with size and sha256, versions, source and tolerances.
 
     The parity report is not in it, for `tfgpt parity` renews it.
@@ -199,9 +277,17 @@ def write_manifest(release, source):
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")},
+            **{name: metadata.version(name) for name in EXPORTERS},
         },
-        "tolerances": {kind: tolerance.logit for kind, tolerance in TOLERANCES.items()},
+        "tolerances": {kind: dataclasses.asdict(tolerance) for kind, tolerance in TOLERANCES.items()},
+        "quantization": {
+            report.runtime: {
+                "kept_in_float32": report.kept_in_float32,
+                "sensitivity": [dataclasses.asdict(cost) for cost in report.sensitivity],
+            }
+            for report in reports
+            if report.precision in QUANTIZED
+        },
         "files": {
             str(path.relative_to(release)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in files

@@ -3,11 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.context_window import continue_in_segments, pad_left
+from tfgpt.context_window import check_room, continue_in_segments, pad_left
 from tfgpt.errors import UserError
 from tfgpt.generation.beam_search import beam_search
 from tfgpt.generation.decoding import DECODE_SIGNATURE, decode
-from tfgpt.generation.settings import GenerationSettings
+from tfgpt.generation_settings import GenerationSettings
 
 
 def generate(model, prompts, tokenizer=None, return_prompt=True, **settings):
@@ -113,16 +113,7 @@ def decode_function(model):
 
 
 def _beam_search(model, prompts, settings):
-    window = model.backbone.max_sequence_length
-    longest = max(map(len, prompts))
-    if longest > window:
-        raise UserError(f"a prompt has {longest} tokens, expected at most the window's {window} for beam search")
-    room = window - longest + 1
-    if settings.max_new_tokens > room:
-        raise UserError(
-            f"beam search stays within the window of {window} tokens, expected max_new_tokens of at most {room} after "
-            f"the longest prompt, found {settings.max_new_tokens}"
-        )
+    check_room(prompts, settings.max_new_tokens, model.backbone.max_sequence_length)
     token_ids, padding_mask = pad_left(prompts)
     outputs = _beam_search_function(model, settings.num_beams)(
         token_ids,

@@ -7,20 +7,23 @@ from tfgpt.errors import UserError
 RUNTIMES = ("saved_model", "onnx")
 
 
-def open_runner(release, runtime):
+def open_runner(release, runtime, variant="float32", threads=0, verify=True):
     """The runner of a release directory.
 
     Args:
         release: its path.
         runtime: "saved_model" or "onnx"; only what it needs is imported.
+        variant: which ONNX file (see `tfgpt.runtime.variants`).
+        threads: of ONNX Runtime; 0 lets it choose.
+        verify: compare the ONNX files with the release's manifest first.
 
     Raises:
-        UserError: for another runtime, or a release that lacks it.
+        UserError: for another runtime or variant, or a release that lacks it.
     """
     if runtime == "onnx":
-        from tfgpt.runtime.onnx_runtime import OnnxRunner
+        from tfgpt.runtime.onnx_runtime import open_onnx_runner
 
-        return OnnxRunner(release)
+        return open_onnx_runner(release, variant, threads, verify)
     if runtime == "saved_model":
         from tfgpt.runtime.saved_model import SavedModelRunner
 

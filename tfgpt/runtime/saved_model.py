@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfgpt.context_window import pad_left
 from tfgpt.errors import UserError
-from tfgpt.runtime.runner import Runner, read_release_config
+from tfgpt.runtime.release_files import read_release_config
+from tfgpt.runtime.runner import Runner
 
 
 class SavedModelRunner(Runner):
@@ -57,38 +58,21 @@ class SavedModelRunner(Runner):
         )
         return outputs["logits"].numpy()
 
-    def generate(self, contexts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, **rows):
-        """Calls the `generate` signature with the same settings for each row.
-
-        Args:
-            contexts: token id lists within the window.
-            **rows: `seed`, `first_index` or `stop_token_ids`, one value or list a row.
-
-        Returns:
-            For each row the list of its new tokens.
-        """
-        self.check_prompts(contexts)
+    def _decode(self, contexts, count, settings, seeds, first_index):
+        """One call of the `generate` signature: the whole loop runs inside TensorFlow."""
         token_ids, padding_mask = pad_left(contexts)
-        if token_ids.shape[1] + max_new_tokens > self.window + 1:
-            raise UserError(
-                f"{token_ids.shape[1]} tokens and {max_new_tokens} new ones pass the window of {self.window}, expected "
-                "fewer: `greedy` goes on past it"
-            )
-        count = len(contexts)
+        rows = len(contexts)
         outputs = self.signatures["generate"](
             token_ids=tf.constant(token_ids),
             padding_mask=tf.constant(padding_mask),
-            max_new_tokens=tf.fill([count], max_new_tokens),
-            temperature=tf.fill([count], np.float32(temperature)),
-            top_k=tf.fill([count], top_k),
-            top_p=tf.fill([count], np.float32(top_p)),
-            repetition_penalty=tf.fill([count], np.float32(repetition_penalty)),
-            seed=tf.constant(rows.get("seed", range(count)), tf.int64),
-            first_index=tf.constant(rows.get("first_index", [0] * count), tf.int32),
-            stop_token_ids=tf.reshape(tf.constant(rows.get("stop_token_ids", []), tf.int32), [count, -1]),
+            max_new_tokens=tf.fill([rows], count),
+            temperature=tf.fill([rows], np.float32(settings.temperature)),
+            top_k=tf.fill([rows], settings.top_k),
+            top_p=tf.fill([rows], np.float32(settings.top_p)),
+            repetition_penalty=tf.fill([rows], np.float32(settings.repetition_penalty)),
+            seed=tf.constant(seeds, tf.int64),
+            first_index=tf.fill([rows], first_index),
+            stop_token_ids=tf.tile(tf.constant([settings.stop_token_ids or ()], tf.int32), [rows, 1]),
         )
         lengths = outputs["num_new_tokens"].numpy()
         return [tokens[:length].tolist() for tokens, length in zip(outputs["token_ids"].numpy(), lengths, strict=True)]
-
-    def _decode(self, rows, contexts, count, first_index):
-        return self.generate(contexts, count)
