@@ -1,0 +1,91 @@
+"""Trains two small models, exports them, and writes beside each release what its Keras model says.
+
+    python tests/neighbours/make_release.py FOLDER
+
+Run in tfgpt's own environment: the neighbours' has no TensorFlow, and reads nothing but the files.
+"""
+
+import json
+import pathlib
+import random
+import sys
+
+import numpy as np
+
+from tfgpt.context_window import pad_left
+from tfgpt.export import export_release
+from tfgpt.export.release import load_for_export
+from tfgpt.training.run_config import RunConfig
+from tfgpt.training.trainer import train
+
+NOUNS = ["king", "river", "lamp", "cat", "dog", "tree"]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+PROMPTS = {
+    "byte_pairs": ["The king", "one two", "Le café naïf: 日本", "three  four\n", "T", "five six seven eight nine"],
+    "characters": ["The king", "one two three four five six", "e", " ten eleven\nThe"],
+}
+MAX_NEW_TOKENS = 24
+
+
+def write_texts(folder):
+    """A text file for each tokenizer; in that for byte pairs texts end, so that its model learns to stop."""
+    rng = random.Random(0)
+    texts = dict.fromkeys(PROMPTS, "")
+    for i in range(400):
+        start = rng.randrange(len(NUMBERS))
+        numbers = " ".join(NUMBERS[start:] + NUMBERS[:start])
+        story = "The {} sees the {}.".format(*rng.sample(NOUNS, 2))
+        texts["characters"] += f"{story}\n{numbers}\n"
+        texts["byte_pairs"] += f"{story}<|endoftext|>{numbers if i % 4 else 'Le café naïf: 日本, 日本.'}\n"
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def make_release(text, tokenizer, prompts, folder):
+    config = RunConfig(
+        data=[str(text)],
+        out=str(folder / "model"),
+        tokenizer=tokenizer,
+        preset="gpt2-test",
+        num_layers=3,
+        num_heads=4,
+        max_sequence_length=64,
+        steps=300,
+        batch_size=8,
+        learning_rate=1e-2,
+        evaluate_every=300,
+        sample_tokens=0,
+        tensorboard=False,
+        jit_compile=False,
+    )
+    train(config)
+    export_release(config.out, folder / "release", formats=("onnx",))
+    write_expected(load_for_export(config.out), prompts, folder)
+
+
+def write_expected(model, prompts, folder):
+    """Writes expected.json, the greedy continuation of each prompt, and expected.npz, logits of all in one batch."""
+    end_token_id = model.tokenizer.end_token_id
+    rows = []
+    for prompt in prompts:
+        token_ids = model.tokenizer.encode(prompt)
+        [new] = model.generate([token_ids], return_prompt=False, max_new_tokens=MAX_NEW_TOKENS)
+        text = model.generate(prompt, max_new_tokens=MAX_NEW_TOKENS)
+        rows.append({"prompt": prompt, "token_ids": token_ids, "new_token_ids": new, "text": text})
+    if end_token_id is not None:
+        assert {row["new_token_ids"][-1] == end_token_id for row in rows} == {True, False}, "stopping is to be seen"
+    expected = {"max_new_tokens": MAX_NEW_TOKENS, "end_token_id": end_token_id, "rows": rows}
+    (folder / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
+    token_ids, padding_mask = pad_left([row["token_ids"] + row["new_token_ids"] for row in rows])
+    logits = np.asarray(model({"token_ids": token_ids, "padding_mask": padding_mask}))
+    np.savez(folder / "expected.npz", token_ids=token_ids, padding_mask=padding_mask, logits=logits)
+
+
+def main(folder):
+    write_texts(folder)
+    for name, tokenizer in (("byte_pairs", "bpe"), ("characters", "character")):
+        make_release(folder / f"{name}.txt", tokenizer, PROMPTS[name], folder / name)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
