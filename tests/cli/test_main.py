@@ -105,6 +105,18 @@ def test_settings_give_one_text_on_every_runtime(model, release, tmp_path, optio
     assert texts["keras"] != texts_of(model, release, tmp_path, "--max-new-tokens", "20")["keras"]
 
 
+def test_stop_tokens_of_a_release(release, tmp_path):
+    """Several of them, behind one option."""
+    command = ["generate", str(release), "--prompt", "what is", "--runtime", "onnx", "--max_new_tokens", "30"]
+    texts = []
+    for options in ([], ["--stop_token_ids", "299", *map(str, range(290))]):
+        assert main([*command, *options, "--json", str(tmp_path / "texts.json")]) == 0
+        written = json.loads((tmp_path / "texts.json").read_text())
+        assert (written["runtime"], written["variant"]) == ("onnx", "float32")
+        texts.append(written["texts"][0])
+    assert texts[1] == "what is" != texts[0]
+
+
 def test_a_quantized_variant_generates(release, capsys):
     arguments = ["generate", str(release), "--prompt", "what is", "--runtime", "onnx", "--variant", "int8"]
     outputs = []

@@ -135,6 +135,27 @@ def test_a_breach_of_the_budget_in_words():
     assert breach.excess == pytest.approx(increase(0.46) / 0.01, rel=0.05)
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8_weight_only", "int4"])
+@pytest.mark.parametrize("drift, breached", [(0.5, False), (2, True), (np.nan, True)])
+def test_the_cache_stays_near_one_pass_of_the_artifact_itself(precision, drift, breached):
+    """Also where the perplexity would not tell: the logit of a token that is in no text."""
+
+    class Drifting(Fixed):
+        def cached_logits(self, token_ids, padding_mask, prompt_length):
+            logits = super().cached_logits(token_ids, padding_mask, prompt_length)
+            logits[:, prompt_length:, 6] -= drift * TOLERANCES[precision].cache * 5
+            return logits
+
+    runner = Drifting([0, 1, 2, 3, 4, 5, -5])
+    runner.precision = precision
+    [report] = check_parity(Fixed([0, 1, 2, 3, 4, 5, -5]), [runner], np.arange(500) % 6)
+    breaches = [breach for breach in report.breaches if breach.check == "cache"]
+    assert bool(breaches) == breached
+    for breach in breaches:
+        assert "the cache moves a logit by " in breach.message
+        assert breach.excess == np.inf  # nothing that more weights in float32 would mend
+
+
 def test_float16_has_a_limit_for_logits_and_a_budget():
     assert biased_report(0.015, "float16").passed
     assert not biased_report(0.015, "float32").passed

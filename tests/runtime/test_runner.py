@@ -205,7 +205,7 @@ def test_a_stream_gives_the_same_tokens(runner, prompts, settings, row):
     """From a short prompt and from one longer than the window, past the window several times."""
     settings = GenerationSettings(max_new_tokens=80, **settings)
     [expected] = runner.generate([prompts[row]], settings)
-    assert list(runner.stream(prompts[row], settings)) == expected
+    assert list(itertools.islice(runner.stream(prompts[row], settings), 100)) == expected
     assert (len(expected) < 80) == bool(settings.stop_token_ids)
 
 

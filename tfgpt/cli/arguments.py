@@ -38,7 +38,13 @@ def add_arguments(parser, function, positional=None):
         flags = [f"--{name}"] if "_" not in name else [f"--{name}", f"--{name.replace('_', '-')}"]
         if hints[name] is bool:
             parser.add_argument(*flags[:1], action=jsonargparse.ActionYesNo, **options)
-        elif typing.get_origin(hints[name]) is list:
-            parser.add_argument(*flags, nargs="+", type=typing.get_args(hints[name])[0], **options)
+        elif items := _items(hints[name]):
+            parser.add_argument(*flags, nargs="+", type=items, **options)
         else:
             parser.add_argument(*flags, type=hints[name], **options)
+
+
+def _items(hint):
+    """The type of the items of `list[...]` or `list[...] | None`; None for other hints."""
+    lists = [one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is list]
+    return typing.get_args(lists[0])[0] if lists else None

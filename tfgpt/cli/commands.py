@@ -118,7 +118,8 @@ def generate(
             texts = runner.continue_texts(tokenizer, prompts, chosen)
     for text in texts if not stream else ():
         print(text)
-    _write_json(json, {"texts": texts, "runtime": runtime, **settings})
+    ran = {"runtime": runtime, "variant": variant if runtime == "onnx" else None}
+    _write_json(json, {"texts": texts, **ran, **settings})
 
 
 def _check_prompts(tokenizer, prompts, window, truncate):

@@ -57,6 +57,10 @@ def save_decoder(decoder, path, source=""):
     """Writes a decoder's graph, checked, with inferred shapes, and saying where it comes from."""
     decoder.producer_name, decoder.producer_version = "tfgpt", __version__
     decoder.metadata_props.update({"source": str(source), "tfgpt_version": __version__})
+    outputs = set(decoder.graph.outputs)
+    for value in (value for node in decoder.graph for value in node.outputs):
+        if value not in outputs:
+            value.shape = None  # to be inferred from the named axes: the converter's own names mean nothing
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(decoder))
     path.write_bytes(proto.SerializeToString())
     onnx.checker.check_model(str(path))

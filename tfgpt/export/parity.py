@@ -281,7 +281,7 @@ class _Totals:
             report.mean_logit_difference = self.absolute / report.positions
             report.mean_kl_divergence = max(self.kl / report.positions, 0.0)
             report.top1_agreement = self.agreed / report.positions
-        if self.tolerance.perplexity is not None and self.losses:
+        if self.tolerance.perplexity is not None and sum(map(len, self.losses)):
             found, expected = (float(np.exp(np.concatenate(x).mean())) for x in (self.losses, self.reference_losses))
             _check_budget(report, "prefill then decode", found, expected, 2 * self.tolerance.perplexity)
 
