@@ -96,7 +96,7 @@ def test_generate_on_every_runtime_gives_one_text(model, release, capsys, tmp_pa
     "options",
     [
         ["--temperature", "1.0", "--top_k", "8", "--top_p", "0.9", "--repetition_penalty", "1.2", "--seed", "3"],
-        ["--num_beams", "3", "--length_penalty", "0.5", "--stop_token_ids", "[2, 7]"],
+        ["--num_beams", "3", "--length_penalty", "0.5", "--stop_token_ids", "2", "7"],
     ],
 )
 def test_settings_give_one_text_on_every_runtime(model, release, tmp_path, options):
