@@ -69,7 +69,7 @@ def export_release(
     """Exports a model directory, and publishes the release only if every artifact passes parity.
 
     A quantized variant that leaves its budget keeps in float32 the weight matrices whose quantization costs most, as
-    many as it takes.
+    few as it takes.
 
     Args:
         model_directory: what `tfgpt train` wrote.

@@ -254,12 +254,13 @@ def decode(decoding, contexts, count, settings, seeds, first_index):
             seen[row, context] = True
     stopped = np.zeros(len(contexts), bool)
     for step in range(count):
-        draw = functools.partial(uniform, seeds, np.full(len(contexts), first_index + step, np.int32))
+        draw = functools.partial(uniform, seeds, first_index + step)
         tokens = choose_tokens(decoding.logits, seen, settings, draw)
         yield tokens.tolist()
-        stopped |= np.isin(tokens, stops)
-        if stopped.all():
-            return
+        if stops:
+            stopped |= np.isin(tokens, stops)
+            if stopped.all():
+                return
         if seen is not None:
             seen[np.arange(len(contexts)), tokens] = True
         if step + 1 < count:
