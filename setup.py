@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "docstring-parser>=0.16",
     "rich>=13.9",
     "PyYAML>=6.0.2",
+    "tensorflow-serving-api>=2.19",
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 INTEROP = ["torch>=2.13", "transformers>=5.0"]
