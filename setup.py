@@ -31,10 +31,10 @@ PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 INTEROP = ["torch>=2.13", "transformers>=5.0"]
 EXTRAS = {
     "plots": PLOTS,
-    "test": ["pytest>=8.3", "ruff>=0.12", *PLOTS],
+    "test": ["pytest>=8.3", "ruff>=0.12", "kubernetes-validate>=1.31", *PLOTS],
     "interop": INTEROP,
     "bench": [*INTEROP, *PLOTS],
-    "serving": ["grpcio>=1.74", "tensorflow-serving-api>=2.21"],
+    "serving": ["grpcio>=1.74"],
 }
 
 setup(
