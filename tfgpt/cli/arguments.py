@@ -9,13 +9,13 @@ import docstring_parser
 import jsonargparse
 
 
-def add_arguments(parser, function, positional=None):
+def add_arguments(parser, function, positional=()):
     """Adds an option for each named parameter of a function or dataclass.
 
     Args:
         parser: a `jsonargparse.ArgumentParser`.
         function: whose type hints and docstring describe the options.
-        positional: the one parameter that goes without a dash.
+        positional: names of the parameters that go without a dash.
     """
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     helps = {
@@ -30,7 +30,7 @@ def add_arguments(parser, function, positional=None):
         if not required:
             default = parameter.default
             options["default"] = list(default) if isinstance(default, tuple) else default
-        if name == positional:
+        if name in positional:
             parser.add_argument(name, type=hints[name], **options)
             continue
         if required:

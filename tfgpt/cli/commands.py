@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
 import sys
 
 from tfgpt.atomic import write_text
@@ -235,6 +236,38 @@ def parity(release: str, model: str, data: str | None = None, report: str | None
         except ParityError as error:
             return _parity_failed(error, json)
     _print_parity(reports, json)
+
+
+def publish(release: str, models: str, keep: int | None = None):
+    """Put a release's SavedModel into a directory of TensorFlow Serving base paths, as the model's next version.
+
+    Args:
+        release: a release directory that has a SavedModel.
+        models: the directory whose folder of the model's name gets the version.
+        keep: leave this many of the newest versions and remove the others; by default all stay.
+    """
+    from tfgpt.export import publish_version
+
+    published = publish_version(release, models, keep)
+    print(f"published {published.source} as {published.path}")
+    if published.pruned:
+        what = "version" if len(published.pruned) == 1 else "versions"
+        print(f"pruned {what} {', '.join(map(str, published.pruned))}")
+
+
+def rollback(base_path: str, to: int | None = None):
+    """Withdraw the newest version of a TensorFlow Serving base path, so that the one before it is served.
+
+    Args:
+        base_path: the directory that holds a model's versions, MODELS/NAME.
+        to: withdraw all versions newer than this one; by default the newest alone.
+    """
+    from tfgpt.export import withdraw_versions
+
+    withdrawn = withdraw_versions(base_path, to)
+    print(f"{base_path} is back at version {withdrawn.newest}; nothing is lost, this brings back what was withdrawn:")
+    for number, path in withdrawn.paths.items():
+        print(f"  mv {shlex.quote(str(path))} {shlex.quote(str(path.with_name(str(number))))}")
 
 
 def demo(out: str = "build/demo", json: str | None = None):

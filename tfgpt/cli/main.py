@@ -14,14 +14,16 @@ from tfgpt.errors import UserError
 from tfgpt.training.run_config import RunConfig
 from tfgpt.version import __version__
 
-# Each command and the argument that goes without a dash.
+# Each command and the arguments that go without a dash.
 COMMANDS = {
-    commands.train: None,
-    commands.generate: "model",
-    commands.evaluate: "model",
-    commands.export: "model",
-    commands.parity: "release",
-    commands.demo: None,
+    commands.train: (),
+    commands.generate: ("model",),
+    commands.evaluate: ("model",),
+    commands.export: ("model",),
+    commands.parity: ("release",),
+    commands.publish: ("release", "models"),
+    commands.rollback: ("base_path",),
+    commands.demo: (),
 }
 
 
