@@ -23,7 +23,7 @@ from tfgpt.runtime.release_files import change, read_manifest
 
 # Locked while versions are numbered, renamed and pruned; holds the highest number ever given.
 NUMBER_FILE = ".last_version"
-WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
+TAKEN = re.compile(r"(\d+)|\.(\d+)\.withdrawn", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +210,9 @@ def _highest_number(base_path, numbers):
     """The highest number that is or was a version's; 0 if there was none."""
     numbers.seek(0)
     recorded = numbers.read().strip()
-    withdrawn = [match for path in base_path.iterdir() if (match := WITHDRAWN.fullmatch(path.name))]
-    found = [*versions_of(base_path), *(int(match.group(1)) for match in withdrawn)]
-    return max([int(recorded) if recorded.isdecimal() else 0, *found])
+    # Of files too: TensorFlow Serving takes any name that is a number for a version.
+    taken = [int(match[1] or match[2]) for path in base_path.iterdir() if (match := TAKEN.fullmatch(path.name))]
+    return max([int(recorded) if recorded.isdecimal() else 0, *taken])
 
 
 def _prune(base_path, keep):
