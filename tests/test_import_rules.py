@@ -40,6 +40,9 @@ EXCEPTIONS = {
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
 }
 
+# keras.ops has no write in place.
+KV_CACHE = "tfgpt.layers.cache"
+
 
 def imports(module, source):
     """What a module imports: (dotted name, class and function around the import or "", whether it is lazy)."""
@@ -109,7 +112,7 @@ def _objection(module, room, name, place, lazy):
 
 def _objection_to_library(module, room, top, rest, lazy):
     is_keras = top in KERAS or [top, *rest][:2] == ["tensorflow", "keras"]
-    if room == "layers" and top != "keras" and top not in sys.stdlib_module_names:
+    if room == "layers" and top != "keras" and top not in sys.stdlib_module_names and module != KV_CACHE:
         return "layers import Keras only"
     if room == "runtime" and is_keras:
         return "runners do without Keras"

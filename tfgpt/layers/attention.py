@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from tfgpt.layers.cache import write_slots
 from tfgpt.layers.dense import Dense
 from tfgpt.layers.masks import causal_mask
 
@@ -161,9 +162,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def _extend(cache, k, v, cache_index):
         if cache_index is None:
             return tuple(ops.concatenate(pair, axis=2) for pair in zip(cache, (k, v), strict=True))
-        return tuple(
-            ops.slice_update(buffer, (0, 0, cache_index, 0), new) for buffer, new in zip(cache, (k, v), strict=True)
-        )
+        return tuple(write_slots(buffer, new, cache_index) for buffer, new in zip(cache, (k, v), strict=True))
 
     def get_config(self):
         return {

@@ -44,7 +44,10 @@ class TokenEmbedding(keras.layers.Layer):
             return ops.take(self.embeddings, inputs, axis=0)
         shape = ops.shape(inputs)
         x = ops.reshape(inputs, (-1, self.hidden_dim))
-        logits = ops.matmul(x, ops.transpose(self.embeddings))
+        if inputs.shape[-2] == 1:  # a step of decoding: few rows
+            logits = ops.transpose(ops.matmul(self.embeddings, ops.transpose(x)))
+        else:
+            logits = ops.matmul(x, ops.transpose(self.embeddings))
         return ops.reshape(logits, (*shape[:-1], self.vocabulary_size))
 
     def get_config(self):
