@@ -9,6 +9,8 @@ _MODULES = {
     "BytePairTokenizer": "tokenizer",
     "CharacterTokenizer": "tokenizer",
     "END_OF_TEXT": "tokenizer",
+    "InGraphBytePairTokenizer": "in_graph_tokenizer",
+    "InGraphCharacterTokenizer": "in_graph_tokenizer",
     "TokenShards": "shards",
     "TokenSplit": "shards",
     "Tokenizer": "tokenizer",
@@ -17,6 +19,7 @@ _MODULES = {
     "read_documents": "corpus",
     "sequential_windows": "windows",
     "training_windows": "windows",
+    "valid_utf8": "in_graph_tokenizer",
     "write_token_shards": "shards",
 }
 
