@@ -8,6 +8,17 @@ import numbers
 
 from tfgpt.errors import UserError
 
+HUGGING_FACE_SETTINGS = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "num_beams",
+    "length_penalty",
+    "seed",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
@@ -54,6 +65,41 @@ class GenerationSettings:
         sampled = self.temperature > 0 or self.repetition_penalty != 1
         if self.num_beams > 1 and sampled:
             raise UserError("beam search takes no temperature and no repetition_penalty, expected them at 0 and 1")
+
+    @classmethod
+    def from_hugging_face(cls, config):
+        """The settings of a generation_config.json.
+
+        What the file leaves out has this class' default; without `do_sample` the likeliest token is taken, whatever
+        the temperature, and `eos_token_id` may be one id, a list, or null for none.
+
+        Args:
+            config: its contents, a dictionary.
+
+        Raises:
+            UserError: for values out of range.
+
+        Example:
+
+        >>> config = {"do_sample": True, "top_k": 40, "eos_token_id": 50256}
+        >>> settings = GenerationSettings.from_hugging_face(config)
+        >>> settings.temperature, settings.top_k, settings.stop_token_ids
+        (1.0, 40, (50256,))
+        """
+        settings = {name: config[name] for name in HUGGING_FACE_SETTINGS if config.get(name) is not None}
+        for name, value in settings.items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise UserError(f"{name} is {value!r}, expected a number")
+        if config.get("do_sample"):
+            settings.setdefault("temperature", 1.0)
+        else:
+            settings |= {"temperature": 0.0}
+        if "eos_token_id" in config:
+            stops = config["eos_token_id"]
+            settings["stop_token_ids"] = tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
+            if not all(type(token_id) is int for token_id in settings["stop_token_ids"]):
+                raise UserError(f"eos_token_id is {stops!r}, expected a token id, a list of them, or null")
+        return cls(**settings)
 
     def row_seeds(self, rows):
         """One seed for each of `rows` rows."""

@@ -21,6 +21,7 @@ from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
 from tfgpt.export.sensitivity import Cost
 from tfgpt.export.tolerances import TOLERANCES
+from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.runtime.release_files import change, read_manifest
 from tfgpt.runtime.variants import VARIANTS, data_path, onnx_path
@@ -101,7 +102,8 @@ def export_release(
         for file in COPIED:
             if (model_directory / file).exists():
                 shutil.copyfile(model_directory / file, release / file)
-        _write_formats(model, release, formats, quantize, name, model_directory.absolute().name, say)
+        source = model_directory.absolute().name
+        _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
         reports = [check_runner(expected, open_one(), say) for open_one in _openers(release, formats)]
         if all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
@@ -148,12 +150,12 @@ def _check_variants(variants, backbone, tokens):
         )
 
 
-def _write_formats(model, release, formats, quantize, name, source, say):
+def _write_formats(model, release, formats, quantize, name, source, settings, say):
     if "saved_model" in formats:
         say("exporting SavedModel")
         from tfgpt.export.saved_model import export_saved_model
 
-        export_saved_model(model, release / "saved_model" / name / "1")
+        export_saved_model(model, release / "saved_model" / name / "1", settings)
     if "onnx" in formats:
         say("exporting ONNX")
         from tfgpt.export.onnx_decoder import export_onnx
@@ -237,6 +239,30 @@ def load_for_export(model_directory):
     from tfgpt.models import GPT2CausalLM
 
     return GPT2CausalLM.from_preset(model_directory, dtype="float32")
+
+
+def served_settings(model_directory, model):
+    """What a server generates with unless it is told: the `GenerationSettings` of generation_config.json.
+
+    Raises:
+        UserError: if the file is not one, or asks for what a SavedModel cannot do.
+    """
+    path = pathlib.Path(model_directory) / "generation_config.json"
+    if not path.is_file():
+        return GenerationSettings()
+    try:
+        settings = GenerationSettings.from_hugging_face(dict(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as JSON, expected generation settings: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if settings.num_beams > 1:
+        raise UserError(f"{path}: num_beams is {settings.num_beams}, expected 1: a SavedModel takes no beams")
+    size = model.backbone.vocabulary_size
+    for token_id in settings.stop_token_ids or ():
+        if not 0 <= token_id < size:
+            raise UserError(f"{path}: eos_token_id is {token_id}, expected 0 to {size - 1}")
+    return settings
 
 
 def held_out_tokens(model_directory, tokenizer, text=None):

@@ -52,6 +52,7 @@ def decode(
     """
     batch_size, prompt_length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
     num_steps = tf.reduce_max(max_new_tokens)
+    last_position = model.backbone.max_sequence_length - 1
     settings = {
         "temperature": temperature,
         "top_k": top_k,
@@ -84,7 +85,8 @@ def decode(
             tokens[:, None],
             key_mask,
             cache,
-            position_ids=(positions + step)[:, None],
+            # A row that has ended goes on beside the others, maybe past the window: any position that exists will do.
+            position_ids=tf.minimum(positions + step, last_position)[:, None],
             cache_index=prompt_length + step,
             last_only=True,
         )

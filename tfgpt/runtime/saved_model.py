@@ -53,16 +53,18 @@ class SavedModelRunner(Runner):
 
     def logits(self, token_ids, padding_mask):
         self.check(token_ids)
+        # The signature knows no padding: tokens to the front, where what stands behind them changes nothing.
+        order = np.argsort(np.asarray(padding_mask) == 0, axis=1, kind="stable")
         outputs = self.signatures["logits"](
-            token_ids=tf.constant(token_ids, tf.int32), padding_mask=tf.constant(padding_mask, tf.int32)
+            token_ids=tf.constant(np.take_along_axis(np.asarray(token_ids), order, axis=1), tf.int32)
         )
-        return outputs["logits"].numpy()
+        return np.take_along_axis(outputs["logits"].numpy(), np.argsort(order, axis=1)[:, :, None], axis=1)
 
     def _decode(self, contexts, count, settings, seeds, first_index):
-        """One call of the `generate` signature: the whole loop runs inside TensorFlow."""
+        """One call of the `continue_tokens` signature: the whole loop runs inside TensorFlow."""
         token_ids, padding_mask = pad_left(contexts)
         rows = len(contexts)
-        outputs = self.signatures["generate"](
+        outputs = self.signatures["continue_tokens"](
             token_ids=tf.constant(token_ids),
             padding_mask=tf.constant(padding_mask),
             max_new_tokens=tf.fill([rows], count),
