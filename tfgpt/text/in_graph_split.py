@@ -175,7 +175,8 @@ def _word_begins(code_points, classes):
     begins = (classes != previous) & ~(visible & after_plain_space)
     begins |= (classes == SPACE) & (following <= OTHER)
     # A contraction is one only where a word begins at its apostrophe: not after a space or among other symbols.
-    apostrophes = tf.where((code_points == ord("'")) & begins & (following == LETTER))[:, 0]
+    apostrophe = (code_points == ord("'")) & (classes == OTHER)  # none that is a special token
+    apostrophes = tf.where(apostrophe & begins & (following == LETTER))[:, 0]
     first, second = (tf.gather(code_points, apostrophes + i) for i in (1, 2))  # past the end there are separators
     second = tf.where(tf.gather(classes, apostrophes + 2) == LETTER, second, 0)
     short = functools.reduce(tf.logical_or, (first == ord(letter) for letter in "stmd"))

@@ -4,6 +4,7 @@ Their ids are exactly those of `tfgpt.text`'s tokenizers, which are those of the
 SavedModel takes and gives text under stock TensorFlow Serving.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -33,6 +34,18 @@ def valid_utf8(strings):
     return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD)
 
 
+def _on_cpu(method):
+    """Keeps a method's operators and constants on the CPU: for an accelerator their steps are far too small."""
+
+    @functools.wraps(method)
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes a second
+    def wrapped(*arguments, **keywords):
+        with tf.device("/CPU:0"):
+            return method(*arguments, **keywords)
+
+    return wrapped
+
+
 class InGraphTokenizer(tf.Module):
     """What both tokenizers share: the way back from ids to text.
 
@@ -41,6 +54,7 @@ class InGraphTokenizer(tf.Module):
         special_ids: the ids of special tokens.
     """
 
+    @_on_cpu
     def __init__(self, vocabulary, special_ids=()):
         super().__init__()
         self._vocabulary_size = max(vocabulary, default=-1) + 1
@@ -55,7 +69,6 @@ class InGraphTokenizer(tf.Module):
         """V; ids are 0 to V - 1."""
         return self._vocabulary_size
 
-    @tf.autograph.experimental.do_not_convert
     def encode(self, texts):
         """The token ids of texts.
 
@@ -72,7 +85,7 @@ class InGraphTokenizer(tf.Module):
         """As `encode`."""
         return self.encode(texts)
 
-    @tf.autograph.experimental.do_not_convert
+    @_on_cpu
     def decode(self, token_ids, skip_special_tokens=False):
         """The bytes of token ids, which need not be UTF-8 where a character's tokens are cut: see `valid_utf8`.
 
@@ -127,6 +140,7 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
     [b'the cat<|endoftext|>', b'']
     """
 
+    @_on_cpu
     def __init__(self, vocabulary, merges, special_tokens=()):
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
         _check(vocabulary, merges, special_tokens)
@@ -160,7 +174,7 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
             {token_id: len(token) for token, token_id in vocabulary.items()},
         )
 
-    @tf.autograph.experimental.do_not_convert
+    @_on_cpu
     def encode(self, texts):
         words, row_splits = self._splitter(valid_utf8(texts))
         # A language's few frequent words are most of its text: each is looked up or merged once a batch.
@@ -195,6 +209,7 @@ class InGraphCharacterTokenizer(InGraphTokenizer):
     [[1, 3, 2, 0], []]
     """
 
+    @_on_cpu
     def __init__(self, vocabulary):
         _check_ids(vocabulary)
         for token in vocabulary:
@@ -206,7 +221,7 @@ class InGraphCharacterTokenizer(InGraphTokenizer):
         self._ids = CodePointTable(ids)
         self._size = len(vocabulary)
 
-    @tf.autograph.experimental.do_not_convert
+    @_on_cpu
     def encode(self, texts):
         """The token ids of texts.
 
