@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-interop lint bench bench-shakespeare bench-generation bench-export bench-peers lock clean
+.PHONY: help demo test test-interop lint bench bench-shakespeare bench-generation bench-saved-model bench-export bench-peers lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,10 @@ BENCH = --size $(SIZE) $(if $(ROUNDS),--rounds $(ROUNDS)) --peer-pythons $(PEER_
 
 bench-generation: .venv/.installed ## generation speed beside peers; SIZE=tiny to try it out, ROUNDS=3, PEER_PYTHONS=...
 	.venv/bin/python -m benchmarks.generation $(BENCH)
+
+bench-saved-model: .venv/.installed ## the SavedModel's loop beside keras-hub's generate, and where its time goes
+	.venv/bin/python -m benchmarks.generation $(BENCH) --only "tfgpt SavedModel" keras-hub
+	.venv/bin/python -m benchmarks.profile_saved_model --size $(SIZE)
 
 bench-export: .venv/.installed ## ONNX export beside peers (Keras' takes 18 GB); SIZE=gpt2-xl for ours alone, ROUNDS=2
 	.venv/bin/python -m benchmarks.export $(BENCH)

@@ -1,8 +1,9 @@
-"""Export to ONNX by tfgpt and its peers, whole processes: python -m benchmarks.export --peer-pythons PYTHON...
+"""Export, whole processes: python -m benchmarks.export --peer-pythons PYTHON...
 
-Every exporter opens the same model directory, GPT-2 with random weights, in a process of its own. Rounds alternate, and
-the best of all counts. Writes a Markdown table, a PNG and JSON to build/bench. Keras' own exporter takes minutes and
-18 GB of memory for GPT-2's 124M parameters: run nothing else beside it. It is left out where that memory is not free.
+tfgpt and its peers write ONNX, and tfgpt writes a SavedModel. Every exporter opens the same model directory, GPT-2 with
+random weights, in a process of its own. Rounds alternate, and the best of all counts. Writes a Markdown table, a PNG
+and JSON to build/bench. Keras' own exporter takes minutes and 18 GB of memory for GPT-2's 124M parameters: run nothing
+else beside it. It is left out where that memory is not free.
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Exporter:
 TFGPT, OPTIMUM = ("tfgpt", "tensorflow", "keras", "tf2onnx"), ("optimum-onnx", "transformers", "torch")
 EXPORTERS = (
     Exporter("tfgpt export_onnx", process("tfgpt_onnx"), TFGPT, ours=True),
+    Exporter("tfgpt export_saved_model", process("tfgpt_saved_model"), TFGPT, ours=True),
     Exporter(
         "tfgpt export, with its parity proof",
         ("-m", "tfgpt.cli", "export", "MODEL", "--out", "OUT", "--formats", "onnx"),
@@ -131,9 +133,10 @@ def export(exporter, python, model, folder, threads):
     log = folder / "logs" / f"export {exporter.name}.log".replace(" ", "-").replace(",", "")
     try:
         finished = run([python, *(places.get(part, part) for part in exporter.command)], log, threads)
-        files = [path for path in out.rglob("*") if path.suffix in (".onnx", ".data") or ".onnx_data" in path.name]
+        kinds = (".onnx", ".data", ".onnx_data", "saved_model.pb", "variables.data")
+        files = [path for path in out.rglob("*") if path.is_file() and any(kind in path.name for kind in kinds)]
         if not files:
-            raise ProcessFailed("wrote no ONNX file")
+            raise ProcessFailed("wrote no model")
         sizes = {path.name: path.stat().st_size / 1e6 for path in files}
     finally:
         shutil.rmtree(out, ignore_errors=True)

@@ -15,6 +15,14 @@ def tfgpt_onnx(model, out):
     export_onnx(load_for_export(model), out, model.name)
 
 
+def tfgpt_saved_model(model, out):
+    """tfgpt's SavedModel, with all its signatures and the tokenizer."""
+    from tfgpt.export.release import load_for_export
+    from tfgpt.export.saved_model import export_saved_model
+
+    export_saved_model(load_for_export(model), out / "model" / "1")
+
+
 def keras_hub(model, out):
     """Keras' exporter, of keras-hub's model."""
     import numpy as np
@@ -37,7 +45,9 @@ def optimum_validated(model, out):
     optimum(model, out, validate=True)
 
 
-EXPORTERS = {function.__name__: function for function in (tfgpt_onnx, keras_hub, optimum, optimum_validated)}
+EXPORTERS = {
+    function.__name__: function for function in (tfgpt_onnx, tfgpt_saved_model, keras_hub, optimum, optimum_validated)
+}
 
 if __name__ == "__main__":
     name, model_directory, folder = sys.argv[1:]

@@ -40,8 +40,8 @@ EXCEPTIONS = {
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
 }
 
-# keras.ops has no write in place.
-KV_CACHE = "tfgpt.layers.cache"
+# keras.ops has no write in place, and no small product without oneDNN.
+DECODING_KERNELS = "tfgpt.layers.decoding_kernels"
 
 
 def imports(module, source):
@@ -112,7 +112,7 @@ def _objection(module, room, name, place, lazy):
 
 def _objection_to_library(module, room, top, rest, lazy):
     is_keras = top in KERAS or [top, *rest][:2] == ["tensorflow", "keras"]
-    if room == "layers" and top != "keras" and top not in sys.stdlib_module_names and module != KV_CACHE:
+    if room == "layers" and top != "keras" and top not in sys.stdlib_module_names and module != DECODING_KERNELS:
         return "layers import Keras only"
     if room == "runtime" and is_keras:
         return "runners do without Keras"

@@ -47,6 +47,9 @@ CONTESTANTS = (
         )
         for variant in VARIANTS
     ),
+    Contestant(
+        "tfgpt SavedModel", "float32", "tfgpt_saved_model", ("tfgpt", "tensorflow", "keras"), exact=True, ours=True
+    ),
     Contestant("tfgpt Keras", "float32", "tfgpt_keras", ("tfgpt", "tensorflow", "keras"), exact=True, ours=True),
     *(
         Contestant(

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from tfgpt.layers.cache import write_slots
+from tfgpt.layers import decoding_kernels
 from tfgpt.layers.dense import Dense
 from tfgpt.layers.masks import causal_mask
 
@@ -123,17 +123,22 @@ class MultiHeadAttention(keras.layers.Layer):
                 offset = ops.shape(cache[0])[2] if cache_index is None else cache_index
                 k, v = cache = self._extend(cache, k, v, cache_index)  # (B, H, S, K) each
 
+        one_token = cache is not None and x.shape[1] == 1
+        kernels = decoding_kernels if one_token else ops
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
-        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (B, H, T, S)
+        if one_token:
+            scores = decoding_kernels.matmul(q, k, transpose_b=True)  # (B, H, 1, S)
+        else:
+            scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (B, H, T, S)
         scores = ops.cast(scores, "float32")  # house rule: the softmax is float32 under every policy
         if use_causal_mask:
             causal = causal_mask(ops.shape(q)[2], ops.shape(k)[2], offset)
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
         if attention_mask is not None:
             scores = ops.where(attention_mask, scores, MASKED)
-        weights = ops.softmax(scores, axis=-1)
+        weights = kernels.softmax(scores)
         attended = self.weights_dropout(ops.cast(weights, self.compute_dtype), training=training)
-        y = ops.matmul(attended, v)  # (B, H, T, K)
+        y = kernels.matmul(attended, v)  # (B, H, T, K)
         y = ops.transpose(y, (0, 2, 1, 3))  # (B, T, H, K)
         y = self.output_dense(ops.reshape(y, (*ops.shape(y)[:2], self.hidden_dim)))  # (B, T, D)
 
@@ -162,7 +167,9 @@ class MultiHeadAttention(keras.layers.Layer):
     def _extend(cache, k, v, cache_index):
         if cache_index is None:
             return tuple(ops.concatenate(pair, axis=2) for pair in zip(cache, (k, v), strict=True))
-        return tuple(write_slots(buffer, new, cache_index) for buffer, new in zip(cache, (k, v), strict=True))
+        return tuple(
+            decoding_kernels.write_slots(buffer, new, cache_index) for buffer, new in zip(cache, (k, v), strict=True)
+        )
 
     def get_config(self):
         return {
