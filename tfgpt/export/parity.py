@@ -52,6 +52,8 @@ class RunnerReport:
     greedy_prompts: int = 0
     greedy_tokens: int = 0
     identical_greedy_tokens: int = 0  # of the prompt that agrees for the fewest
+    texts: int = 0  # prompts continued as text, by runtimes that have the tokenizer inside
+    identical_texts: int = 0
     near_ties: int = 0  # continuations that parted where the reference's two best logits were within tolerance
     sensitivity: list = dataclasses.field(default_factory=list)  # of `Cost`s, where it was measured
     kept_in_float32: list[str] = dataclasses.field(default_factory=list)
@@ -118,12 +120,12 @@ def check_runner(expected: Expectation, runner: Runner, on_progress=None):
     totals = _Totals(report, tolerance)
     for batch, logits in expected.one_pass:
         say(f"{runner.name}: one pass over {batch.padding_mask.sum()} tokens")
-        with _breach_on_failure(report, "one pass"):
+        with breach_on_failure(report, "one pass"):
             totals.add("one pass", batch, logits, runner.logits(batch.token_ids, batch.padding_mask))
     for batch, logits in expected.cached:
         say(f"{runner.name}: prefill, then token by token, up to {batch.token_ids.shape[1]} tokens")
         prefix = max(batch.token_ids.shape[1] - CACHED_STEPS, 1)
-        with _breach_on_failure(report, "prefill then decode"):
+        with breach_on_failure(report, "prefill then decode"):
             cached = runner.cached_logits(batch.token_ids, batch.padding_mask, prefix)
             totals.add("prefill then decode", batch, logits, cached, decoded_from=prefix)
             if tolerance.cache is not None:
@@ -131,10 +133,10 @@ def check_runner(expected: Expectation, runner: Runner, on_progress=None):
                 check_cache(report, batch, at_once, cached, tolerance.cache)
     totals.finish()
     say(f"{runner.name}: perplexity")
-    with _breach_on_failure(report, "perplexity"):
+    with breach_on_failure(report, "perplexity"):
         measure_perplexity(report, runner, expected.losses, tolerance.perplexity)
     say(f"{runner.name}: greedy continuations")
-    with _breach_on_failure(report, "greedy continuation"):
+    with breach_on_failure(report, "greedy continuation"):
         found = runner.greedy(expected.prompts, GREEDY_TOKENS)
         compare_continuations(report, expected, found, tolerance)
     return report
@@ -185,7 +187,7 @@ def _check_budget(report, check, found, expected, budget):
 
 
 @contextlib.contextmanager
-def _breach_on_failure(report, check):
+def breach_on_failure(report, check):
     """An artifact that its runtime refuses to run is a breach like any other."""
     try:
         yield
@@ -206,24 +208,28 @@ def compare_continuations(report, expected, found, tolerance):
     reference, prompts, continuations = expected.reference, expected.prompts, expected.continuations
     report.greedy_prompts = len(prompts)
     report.greedy_tokens = len(continuations[0])
-    same = [_identical_length(a, b) for a, b in zip(continuations, found, strict=True)]
+    same = [identical_length(a, b) for a, b in zip(continuations, found, strict=True)]
     report.identical_greedy_tokens = min(same)
     if not tolerance.same_text:
         return
     for number, (prompt, a, b, length) in enumerate(zip(prompts, continuations, found, same, strict=True)):
         if length == len(a) == len(b):
             continue
-        context = np.array([prompt + a[:length]])
-        margin = np.inf
-        if context.shape[1] <= reference.window and length < min(len(a), len(b)):
-            logits = reference.logits(context, np.ones_like(context))[0, -1]
-            margin = (logits[a[length]] - logits[b[length]]) / max(1.0, np.abs(logits).max())
-        if margin <= tolerance.logit:
+        if is_near_tie(reference, prompt, a, b, length, tolerance.logit):
             report.near_ties += 1
             continue
         want, got = (row[length] if length < len(row) else "nothing" for row in (a, b))
         message = f"the greedy continuation has token {got}, expected {want}"
         report.breaches.append(Breach(report.runtime, "greedy continuation", number, length, message, excess=0.0))
+
+
+def is_near_tie(reference, prompt, a, b, length, limit):
+    """Whether the tokens that continuations `a`, the reference's, and `b` part with are as likely, within `limit`."""
+    context = np.array([[*prompt, *a[:length]]])
+    if context.shape[1] > reference.window or length >= min(len(a), len(b)):
+        return False
+    logits = reference.logits(context, np.ones_like(context))[0, -1]
+    return (logits[a[length]] - logits[b[length]]) / max(1.0, np.abs(logits).max()) <= limit
 
 
 class _Totals:
@@ -286,5 +292,5 @@ class _Totals:
             _check_budget(report, "prefill then decode", found, expected, 2 * self.tolerance.perplexity)
 
 
-def _identical_length(a, b):
+def identical_length(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

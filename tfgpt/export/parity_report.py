@@ -46,6 +46,8 @@ def table(reports):
     for report in reports:
         cells = [form.format(getattr(report, field)) for _, field, form in COLUMNS]
         greedy = f"{report.greedy_prompts} × {report.identical_greedy_tokens}/{report.greedy_tokens} tokens"
+        if report.texts:
+            greedy += f", {report.identical_texts}/{report.texts} texts"
         if report.near_ties:
             greedy += f" ({report.near_ties} near ties)"
         rows.append([*cells, greedy, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])

@@ -16,10 +16,11 @@ from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
 from tfgpt.export.budget import is_over_budget, within_budget
-from tfgpt.export.parity import Breach, Expectation, check_runner
+from tfgpt.export.parity import Breach, Expectation, breach_on_failure, check_runner
 from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
 from tfgpt.export.sensitivity import Cost
+from tfgpt.export.text_parity import check_text
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime import RUNTIMES, open_runner
@@ -105,7 +106,7 @@ def export_release(
         source = model_directory.absolute().name
         _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
-        reports = [check_runner(expected, open_one(), say) for open_one in _openers(release, formats)]
+        reports = [_check(expected, open_one(), model.tokenizer, say) for open_one in _openers(release, formats)]
         if all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
             for i, report in enumerate(reports):
                 wanted = (sensitivity and report.passed) or is_over_budget(report)
@@ -173,6 +174,16 @@ def _expectation(model, tokens, say):
     return Expectation(KerasRunner(model), tokens, say)
 
 
+def _check(expected, runner, tokenizer, say):
+    """The report of one runner: of tokens, and of text where its artifact holds the tokenizer."""
+    report = check_runner(expected, runner, say)
+    if runner.name == "saved_model" and tokenizer is not None:
+        say(f"{runner.name}: continuations of text")
+        with breach_on_failure(report, "text"):
+            check_text(report, runner, expected, tokenizer)
+    return report
+
+
 def _openers(release, formats):
     """Functions that open a release's runners, each ONNX variant's among them; one at a time is kept in memory."""
     openers = []
@@ -208,7 +219,8 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
     manifest = read_manifest(release)
     model = load_for_export(model_directory)
     expected = _expectation(model, held_out_tokens(model_directory, model.tokenizer, text), on_progress)
-    reports = [check_runner(expected, open_one(), on_progress) for open_one in _openers(release, runtimes)]
+    say = on_progress or (lambda line: None)
+    reports = [_check(expected, open_one(), model.tokenizer, say) for open_one in _openers(release, runtimes)]
     for name, entry in manifest["files"].items():
         if message := change(release, name, entry):
             for owner in _owners(name, reports):

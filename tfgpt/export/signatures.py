@@ -99,16 +99,20 @@ class TokenSignatures:
             token_ids, padding_mask: as in `generate`, but padded on the left.
             stop_token_ids: (B, E) int32.
             **settings: also `first_index` (B,) int32, how many tokens of each row's random stream were drawn before.
+                `max_new_tokens` is no more than the window has room for.
 
         Returns:
             `token_ids` (B, N) int32, padded with 0 up to the largest max_new_tokens, and `num_new_tokens` (B,) int32.
         """
-        token_ids, padding_mask = self._tokens(token_ids, padding_mask)
-        inputs = {
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask, "stop_token_ids": stop_token_ids, **settings}
+        inputs = require_settings(dict(zip(inputs, require_rows(**inputs), strict=True)))
+        token_ids, padding_mask = self._tokens(inputs["token_ids"], inputs["padding_mask"])
+        count, room = inputs["max_new_tokens"], self.window + 1 - tf.reduce_sum(padding_mask, axis=1)
+        expected = f"no more than the window of {self.window} has room for"
+        inputs |= {
             "token_ids": token_ids,
             "padding_mask": padding_mask,
-            "stop_token_ids": stop_token_ids,
-            **require_settings(settings),
+            "max_new_tokens": require("max_new_tokens", count, count <= room, expected),
         }
         return self._decode(*(inputs[name] for name in DECODE_SIGNATURE))
 

@@ -39,16 +39,7 @@ def require_rows(**inputs):
     Returns:
         A list.
     """
-    rows = tf.stack([tf.shape(tensor)[0] for tensor in inputs.values()])
-
-    def fail():
-        counts = [tf.strings.join([name, " ", tf.strings.as_string(rows[i])]) for i, name in enumerate(inputs)]
-        sentence = ["the rows are ", tf.strings.join(counts, ", "), ", expected as many of each, and at least 1"]
-        return _failing(tf.strings.join(sentence), rows)
-
-    checked = tf.cond((rows[0] > 0) & tf.reduce_all(rows == rows[0]), lambda: tf.identity(rows), fail)
-    with tf.control_dependencies([checked]):
-        return [tf.identity(tensor) for tensor in inputs.values()]
+    return _require_sizes("rows", inputs, axis=0, least=1, expected="as many of each, and at least 1")
 
 
 def require_tokens(token_ids, padding_mask, vocabulary_size, window):
@@ -61,13 +52,16 @@ def require_tokens(token_ids, padding_mask, vocabulary_size, window):
     Returns:
         `token_ids`, with 0 at padding, and `padding_mask`, with 0 and 1.
     """
+    inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+    # A mask of a single column would go for all of them.
+    token_ids, padding_mask = _require_sizes("columns", inputs, axis=1, least=0, expected="as many of each")
     real = padding_mask != 0
     token_ids = tf.where(real, token_ids, 0)
     inside = (token_ids >= 0) & (token_ids < vocabulary_size)
     token_ids = require("token_ids", token_ids, inside, f"0 to {vocabulary_size - 1}")
     lengths = tf.math.count_nonzero(real, axis=1, dtype=tf.int32)
     lengths = require("the number of tokens", lengths, lengths > 0, "at least 1")
-    lengths = require("the number of tokens", lengths, lengths <= window, f"at most the window's {window}")
+    lengths = require("the number of tokens", lengths, lengths <= window, f"at most {window}, the window")
     with tf.control_dependencies([lengths]):
         return tf.identity(token_ids), tf.cast(real, tf.int32)
 
@@ -92,6 +86,20 @@ def require_settings(settings):
     )
     checked = {name: require(name, settings[name], *rule) for name, rule in zip(CHECKED, rules, strict=True)}
     return {**settings, **checked}
+
+
+def _require_sizes(what, inputs, axis, least, expected):
+    sizes = tf.stack([tf.shape(tensor)[axis] for tensor in inputs.values()])
+
+    def fail():
+        counts = [tf.strings.join([name, " ", tf.strings.as_string(sizes[i])]) for i, name in enumerate(inputs)]
+        return _failing(
+            tf.strings.join([f"the {what} are ", tf.strings.join(counts, ", "), ", expected ", expected]), sizes
+        )
+
+    checked = tf.cond((sizes[0] >= least) & tf.reduce_all(sizes == sizes[0]), lambda: tf.identity(sizes), fail)
+    with tf.control_dependencies([checked]):
+        return [tf.identity(tensor) for tensor in inputs.values()]
 
 
 def _failing(sentence, values):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfgpt.context_window import pad_left
 from tfgpt.errors import UserError
+from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.runner import Runner
 
@@ -60,6 +61,24 @@ class SavedModelRunner(Runner):
         )
         return np.take_along_axis(outputs["logits"].numpy(), np.argsort(order, axis=1)[:, :, None], axis=1)
 
+    def complete(self, texts, max_new_tokens):
+        """Greedy continuations by `generate_text`: a dictionary a text, of what the signature gives.
+
+        Args:
+            texts: strings.
+            max_new_tokens: of each; a row ends earlier at a stop token or at the window's end.
+        """
+        rows = len(texts)
+        outputs = self.signatures["generate_text"](
+            text=tf.constant(texts), **self._settings(rows, GenerationSettings(max_new_tokens=max_new_tokens))
+        )
+        outputs = {name: tensor.numpy() for name, tensor in outputs.items()}
+        rows = [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
+        for row in rows:
+            row["token_ids"] = row["token_ids"][: row["num_new_tokens"]].tolist()
+            row |= {name: row[name].decode("utf-8") for name in ("text", "new_text", "finish_reason")}
+        return rows
+
     def _decode(self, contexts, count, settings, seeds, first_index):
         """One call of the `continue_tokens` signature: the whole loop runs inside TensorFlow."""
         token_ids, padding_mask = pad_left(contexts)
@@ -67,14 +86,22 @@ class SavedModelRunner(Runner):
         outputs = self.signatures["continue_tokens"](
             token_ids=tf.constant(token_ids),
             padding_mask=tf.constant(padding_mask),
-            max_new_tokens=tf.fill([rows], count),
-            temperature=tf.fill([rows], np.float32(settings.temperature)),
-            top_k=tf.fill([rows], settings.top_k),
-            top_p=tf.fill([rows], np.float32(settings.top_p)),
-            repetition_penalty=tf.fill([rows], np.float32(settings.repetition_penalty)),
-            seed=tf.constant(seeds, tf.int64),
             first_index=tf.fill([rows], first_index),
             stop_token_ids=tf.tile(tf.constant([settings.stop_token_ids or ()], tf.int32), [rows, 1]),
+            **self._settings(rows, settings)
+            | {"max_new_tokens": tf.fill([rows], count), "seed": tf.constant(seeds, tf.int64)},
         )
         lengths = outputs["num_new_tokens"].numpy()
         return [tokens[:length].tolist() for tokens, length in zip(outputs["token_ids"].numpy(), lengths, strict=True)]
+
+    @staticmethod
+    def _settings(rows, settings):
+        """The inputs of a request that chooses tokens in the same way for each row."""
+        return {
+            "max_new_tokens": tf.fill([rows], settings.max_new_tokens),
+            "temperature": tf.fill([rows], np.float32(settings.temperature)),
+            "top_k": tf.fill([rows], settings.top_k),
+            "top_p": tf.fill([rows], np.float32(settings.top_p)),
+            "repetition_penalty": tf.fill([rows], np.float32(settings.repetition_penalty)),
+            "seed": tf.constant(settings.row_seeds(rows), tf.int64),
+        }
