@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.export import served_model
 from tfgpt.cli.main import main
 from tfgpt.export import export_release
 from tfgpt.export.keras_runner import KerasRunner
 from tfgpt.export.parity import Expectation, check_runner
 from tfgpt.export.release import held_out_tokens, load_for_export
+from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime import open_runner
+from tfgpt.text import BytePairTokenizer, CharacterTokenizer
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.trainer import train
 
@@ -177,6 +180,66 @@ def stretch_channel(norm, dense, channel, factor=1000):
 @pytest.fixture(scope="session")
 def stretch():
     return stretch_channel
+
+
+# === SavedModels without a release around them: random models, whose text varies more than a trained one's ===
+
+CHARACTERS = "abcdef"
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return served_model.stdlib_text()
+
+
+@pytest.fixture(scope="session")
+def bpe_model(texts):
+    """A model of 400 byte pairs with a window of 64."""
+    tokenizer = BytePairTokenizer.train([texts], vocabulary_size=400)
+    return served_model.random_model(tokenizer, vocabulary_size=400, hidden_dim=32, max_sequence_length=64)
+
+
+@pytest.fixture(scope="session")
+def served(bpe_model, tmp_path_factory):
+    """Its SavedModel, loaded."""
+    return served_model.serve(bpe_model, tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="session")
+def character_model():
+    """A model of six characters and no end token: few enough to count what is sampled."""
+    tokenizer = CharacterTokenizer.train([CHARACTERS])
+    return served_model.random_model(tokenizer, vocabulary_size=6, hidden_dim=8, max_sequence_length=16)
+
+
+@pytest.fixture(scope="session")
+def character_settings():
+    """What its `serving_default` is exported with."""
+    return GenerationSettings(
+        max_new_tokens=5,
+        temperature=1.5,
+        top_k=5,
+        top_p=0.8,
+        repetition_penalty=1.2,
+        seed=2**40 + 5,
+        stop_token_ids=(1, 3),
+    )
+
+
+@pytest.fixture(scope="session")
+def served_characters(character_model, character_settings, tmp_path_factory):
+    return served_model.serve(character_model, tmp_path_factory.mktemp("characters"), character_settings)
+
+
+@pytest.fixture(scope="session")
+def token_model():
+    """A model without a tokenizer."""
+    return served_model.random_model(vocabulary_size=30, hidden_dim=8, max_sequence_length=16)
+
+
+@pytest.fixture(scope="session")
+def served_tokens(token_model, tmp_path_factory):
+    return served_model.serve(token_model, tmp_path_factory.mktemp("tokens"), GenerationSettings(stop_token_ids=(7,)))
 
 
 def files_below(folder):

@@ -44,6 +44,7 @@ def test_what_a_release_directory_holds(exported, list_files):
             "parity.json",
             "parity.md",
             "parity.png",
+            "saved_model/served/1/assets.extra/tf_serving_warmup_requests",
             "saved_model/served/1/fingerprint.pb",
             "saved_model/served/1/saved_model.pb",
             "saved_model/served/1/variables/variables.data-00000-of-00001",

@@ -145,6 +145,28 @@ def test_rows_of_one_request_have_their_own_settings(model):
     np.testing.assert_array_equal(outputs["token_ids"], expected)
 
 
+def test_a_row_at_the_windows_end_beside_rows_that_go_on(model):
+    """The first row ends where the window of 32 is full; while the others go on, it has no position left."""
+    rng = np.random.default_rng(2)
+    full, short = rng.integers(0, 300, 32).tolist(), [5, 6, 7]
+    expected = [continuations(model, [full], max_new_tokens=1)[0], continuations(model, [short], max_new_tokens=25)[0]]
+    padding = 32 - len(short)
+    inputs = {
+        "token_ids": tf.constant([full, [0] * padding + short]),
+        "padding_mask": tf.constant([[1] * 32, [0] * padding + [1] * len(short)]),
+        "max_new_tokens": tf.constant([1, 25]),
+        **{name: tf.constant([value] * 2) for name, value in (("temperature", 0.0), ("top_p", 1.0))},
+        "repetition_penalty": tf.ones([2]),
+        **{name: tf.zeros([2], dtype) for name, dtype in (("top_k", "int32"), ("seed", "int64"))},
+        "first_index": tf.zeros([2], tf.int32),
+        "stop_token_ids": tf.zeros([2, 0], tf.int32),
+    }
+    for run in (decode, tf.function(decode)):
+        outputs = run(model, **inputs)
+        assert outputs["num_new_tokens"].numpy().tolist() == [1, 25]
+        np.testing.assert_array_equal(outputs["token_ids"], [expected[0] + [0] * 24, expected[1]])
+
+
 def test_seen_tokens_are_those_of_the_prompt_and_not_its_padding():
     seen = seen_tokens(tf.constant([[0, 3, 3, 1], [0, 0, 0, 2]]), tf.constant([[0, 1, 1, 1], [0, 0, 1, 1]]), 5)
     np.testing.assert_array_equal(seen, [[False, True, False, True, False], [True, False, True, False, False]])
