@@ -18,6 +18,7 @@ HUGGING_FACE_SETTINGS = (
     "length_penalty",
     "seed",
 )
+INTEGERS = ("max_new_tokens", "top_k", "num_beams", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,9 @@ class GenerationSettings:
         ):
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}, expected {expected}")
+        for name in ("max_new_tokens", "top_k"):  # int32 in every graph
+            if getattr(self, name) >= 2**31:
+                raise UserError(f"{name} is {getattr(self, name)}, expected less than 2^31")
         for seed in (self.seed,) if isinstance(self.seed, numbers.Integral) else self.seed:
             if not -(2**62) < seed < 2**62:
                 raise UserError(f"seed is {seed}, expected less than 2^62")
@@ -90,6 +94,8 @@ class GenerationSettings:
         for name, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise UserError(f"{name} is {value!r}, expected a number")
+            if name in INTEGERS and not isinstance(value, numbers.Integral):
+                raise UserError(f"{name} is {value!r}, expected an integer")
         if config.get("do_sample"):
             settings.setdefault("temperature", 1.0)
         else:

@@ -34,6 +34,15 @@ class Breach:
         return f"{self.artifact}, {self.check}, prompt {self.prompt}, position {self.position}: {self.message}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one weight matrix: what it costs to quantize it, and what it weighs in float32."""
+
+    weight: str
+    kl_divergence: float  # of the next token's distribution, mean over positions, in nats
+    bytes: int
+
+
 @dataclasses.dataclass
 class RunnerReport:
     """What was measured of one runtime: logits over the real tokens of the one-pass and the cached check alike."""

@@ -15,11 +15,9 @@ from importlib import metadata
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
-from tfgpt.export.budget import is_over_budget, within_budget
-from tfgpt.export.parity import Breach, Expectation, breach_on_failure, check_runner
+from tfgpt.export.parity import Breach, Cost, Expectation, breach_on_failure, check_runner
 from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
-from tfgpt.export.sensitivity import Cost
 from tfgpt.export.text_parity import check_text
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.generation_settings import GenerationSettings
@@ -107,7 +105,9 @@ def export_release(
         _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
         reports = [_check(expected, open_one(), model.tokenizer, say) for open_one in _openers(release, formats)]
-        if all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
+        if quantize and all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
+            from tfgpt.export.budget import is_over_budget, within_budget
+
             for i, report in enumerate(reports):
                 wanted = (sensitivity and report.passed) or is_over_budget(report)
                 if report.precision in QUANTIZED and wanted:
@@ -262,10 +262,11 @@ def served_settings(model_directory, model):
     path = pathlib.Path(model_directory) / "generation_config.json"
     if not path.is_file():
         return GenerationSettings()
+    from tfgpt.models.gpt2.model_directory import read_json
+
+    config = read_json(path)
     try:
-        settings = GenerationSettings.from_hugging_face(dict(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as JSON, expected generation settings: {error}") from error
+        settings = GenerationSettings.from_hugging_face(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if settings.num_beams > 1:

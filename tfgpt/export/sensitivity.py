@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx_ir as ir
 
 from tfgpt.export.logit_statistics import logit_statistics
+from tfgpt.export.parity import Cost
 from tfgpt.export.quantization import quantize, weight_matrices
 from tfgpt.runtime.onnx_runtime import OnnxRunner, open_session
 from tfgpt.runtime.variants import onnx_path
 
 POSITIONS = 512  # of text; the order of the costs settles long before their values do
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of one weight matrix: what it costs to quantize it, and what it weighs in float32."""
-
-    weight: str
-    kl_divergence: float  # of the next token's distribution, mean over positions, in nats
-    bytes: int
 
 
 class _InGraph:

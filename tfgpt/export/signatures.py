@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfgpt.export.decoder import decoder_inputs, decoder_outputs, decoder_step
+from tfgpt.export.decoder import decoder_inputs, decoder_outputs
 from tfgpt.generation.decoding import DECODE_SIGNATURE, decode
 from tfgpt.generation.request_checks import require, require_rows, require_settings, require_tokens
 from tfgpt.models.gpt2.backbone import positions_from_mask
@@ -36,8 +36,11 @@ class TokenSignatures:
         self.model, self.backbone = model, model.backbone
         self.window = model.backbone.max_sequence_length
         self.stop_token_ids = tf.constant(list(stop_token_ids), tf.int32)
-        # One function that all others call, so that the loop's graph is stored once.
-        self._decode = _function(lambda **inputs: decode(model, **inputs), DECODE_SIGNATURE)
+        # Functions that the signatures share, so that the model's graph is made and stored twice, not eight times.
+        self._read = _function(
+            self._read_tokens, {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
+        )
+        self._decode = _function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
 
     def functions(self):
         """Name → `tf.function`, the default among them."""
@@ -129,8 +132,8 @@ class TokenSignatures:
         """
         token_ids, padding_mask = require_rows(token_ids=token_ids, padding_mask=padding_mask)
         token_ids, padding_mask = self._checked(token_ids, padding_mask)
-        logits = self.model({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)[:, :-1]
-        targets = token_ids[:, 1:]
+        hidden, _ = self.read(token_ids, padding_mask)
+        logits, targets = self.model.logits(hidden[:, :-1]), token_ids[:, 1:]
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
         scored = tf.cast((padding_mask[:, 1:] & padding_mask[:, :-1]) == 1, tf.float32)
         log_probabilities = tf.pad(tf.where(scored > 0, -losses, 0.0), [[0, 0], [1, 0]])
@@ -151,8 +154,8 @@ class TokenSignatures:
             `logits` (B, T, V) float32.
         """
         (token_ids,) = require_rows(token_ids=token_ids)
-        token_ids, _ = self._checked(token_ids, tf.ones_like(token_ids))
-        return {"logits": self.model(token_ids, training=False)}
+        token_ids, padding_mask = self._checked(token_ids, tf.ones_like(token_ids))
+        return {"logits": self.model.logits(self.read(token_ids, padding_mask)[0])}
 
     def prefill(self, token_ids, padding_mask):
         """Reads prompts: what a client that streams token by token sends first, then `decode_step` for each token.
@@ -167,19 +170,12 @@ class TokenSignatures:
         """
         token_ids, padding_mask = require_rows(token_ids=token_ids, padding_mask=padding_mask)
         token_ids, padding_mask = self._tokens(token_ids, padding_mask)
-        logits, cache = self.model.call_with_cache(
-            token_ids,
-            padding_mask,
-            self.backbone.empty_cache(tf.shape(token_ids)[0]),
-            position_ids=positions_from_mask(padding_mask),
-            last_only=True,
-        )
-        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        hidden, cache = self.read(token_ids, padding_mask)
         return {
-            "logits": logits[:, 0],
+            "logits": self.model.logits(hidden[:, -1:])[:, 0],
             "padding_mask": tf.cast(padding_mask, tf.int64),
             "position_ids": tf.reduce_sum(tf.cast(padding_mask, tf.int64), axis=1, keepdims=True),
-            **dict(zip(names, tf.nest.flatten(cache), strict=True)),
+            **cache,
         }
 
     def decode_step(self, input_ids, attention_mask, position_ids, **past):
@@ -198,8 +194,27 @@ class TokenSignatures:
         input_ids = require("input_ids", input_ids, (input_ids >= 0) & (input_ids < size), f"0 to {size - 1}")
         within = (position_ids >= 0) & (position_ids < window)
         position_ids = require("position_ids", position_ids, within, f"0 to {window - 1}, for the window has {window}")
-        outputs = decoder_step(self.model, input_ids, attention_mask, position_ids, *past.values())
-        return {_name(tensor): value for tensor, value in zip(decoder_outputs(self.backbone), outputs, strict=True)}
+        outputs = self._read(input_ids, attention_mask, position_ids, *past.values())
+        return {"logits": self.model.logits(outputs.pop("hidden_states")), **outputs}
+
+    def read(self, token_ids, padding_mask):
+        """Hidden states (B, T, D) of rows of tokens, and their KV cache as a dictionary of `present_{i}_key|value`."""
+        past = tf.nest.flatten(self.backbone.empty_cache(tf.shape(token_ids)[0]))
+        inputs = (token_ids, padding_mask, positions_from_mask(padding_mask))
+        outputs = self._read(*(tf.cast(tensor, tf.int64) for tensor in inputs), *past)
+        return outputs.pop("hidden_states"), outputs
+
+    def _read_tokens(self, input_ids, attention_mask, position_ids, **past):
+        """The backbone with a cache that grows: all that is not the decoding loop's step."""
+        past = list(past.values())
+        hidden, cache = self.backbone(
+            {"token_ids": input_ids, "padding_mask": attention_mask},
+            cache=list(zip(past[0::2], past[1::2], strict=True)),
+            position_ids=position_ids,
+            training=False,
+        )
+        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        return {"hidden_states": hidden, **dict(zip(names, tf.nest.flatten(cache), strict=True))}
 
     def _checked(self, token_ids, padding_mask):
         return require_tokens(token_ids, padding_mask, self.backbone.vocabulary_size, self.window)
@@ -222,6 +237,7 @@ class TextSignatures(TokenSignatures):
         stops = settings.stop_token_ids
         super().__init__(model, stops if stops is not None else () if end_token_id is None else (end_token_id,))
         self.tokenizer, self.settings, self.end_token_id = tokenizer, settings, end_token_id
+        self._encode = _function(self._encode_text, {"text": TEXT})
 
     def functions(self):
         return {
@@ -299,7 +315,7 @@ class TextSignatures(TokenSignatures):
         """
         (text,) = require_rows(text=text)
         token_ids, padding_mask = self._checked(*self._encode(text))
-        hidden = self.backbone({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
+        hidden, _ = self.read(token_ids, padding_mask)
         hidden = tf.where(padding_mask[:, :, None] == 1, hidden, 0.0)
         num_tokens = tf.reduce_sum(padding_mask, axis=1)
         return {
@@ -308,7 +324,7 @@ class TextSignatures(TokenSignatures):
             "num_tokens": num_tokens,
         }
 
-    def _encode(self, text):
+    def _encode_text(self, text):
         """Token ids and mask (B, T), padded on the right; an empty text is the end of another, where there is such."""
         tokens = self.tokenizer.encode(text)
         if self.end_token_id is not None:
@@ -317,6 +333,21 @@ class TextSignatures(TokenSignatures):
             tokens = tf.concat([tf.ragged.boolean_mask(ends, empty), tokens], axis=1)
         token_ids = tokens.to_tensor()
         return token_ids, tf.sequence_mask(tokens.row_lengths(), tf.shape(token_ids)[1], tf.int32)
+
+
+class _SharedPrefill:
+    """A model for `decode` that reads its prompts by the function that all signatures share."""
+
+    def __init__(self, signatures):
+        self.signatures, self.model, self.backbone = signatures, signatures.model, signatures.backbone
+
+    def call_with_cache(self, token_ids, padding_mask, cache, position_ids, cache_index=None, last_only=False):
+        if cache_index is not None:
+            return self.model.call_with_cache(token_ids, padding_mask, cache, position_ids, cache_index, last_only)
+        hidden, cache = self.signatures.read(token_ids, padding_mask)
+        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        cache = [cache[name] for name in names]
+        return self.model.logits(hidden[:, -1:]), list(zip(cache[0::2], cache[1::2], strict=True))
 
 
 def pad_rows_left(token_ids, padding_mask):

@@ -198,4 +198,4 @@ def positions_from_mask(padding_mask):
 
 
 def _normal(stddev):
-    return keras.initializers.RandomNormal(stddev=stddev)
+    return keras.initializers.RandomNormal(stddev=stddev) if stddev else keras.initializers.Zeros()

@@ -110,7 +110,10 @@ class GPT2CausalLM(keras.Model):
             keras.utils.set_random_seed(seed)
         if "hidden_dim" in overrides:
             config["intermediate_dim"] = 4 * overrides["hidden_dim"]
-        model = cls(GPT2Backbone(**{**config, "dtype": dtype, **overrides}))
+        config = {"initializer_range": 0.02, **config, "dtype": dtype, **overrides}
+        # Weights that are going to be read need no random numbers first.
+        model = cls(GPT2Backbone(**{**config, **({"initializer_range": 0.0} if load_weights else {})}))
+        model.backbone.initializer_range = config["initializer_range"]
         if from_directory:
             if (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
                 from tfgpt.text import load_tokenizer  # as in `generate`: the tokenizer comes with the directory

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import safetensors
 import safetensors.numpy
+import tensorflow as tf
 
 from tfgpt.atomic import atomic_file, write_text
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2 import hugging_face
 
 WEIGHTS = "model.safetensors"
+ASSIGNED_AT_ONCE = 2**24  # bytes
 
 
 def write_model_files(model, directory):
@@ -94,10 +97,27 @@ def read_weights(backbone, path):
                 shape = tuple(tensors.get_slice(name).get_shape())
                 if shape != tuple(variable.shape):
                     raise UserError(f"{path} has {name} of shape {shape}, expected {tuple(variable.shape)}")
-            for name, variable in variables.items():
-                variable.assign(tensors.get_tensor(name))
+        for name, variable in variables.items():
+            # Opened anew, the file's pages that were read before do not stay in this process's memory.
+            with safetensors.safe_open(path, framework="numpy") as tensors:
+                _assign(variable, tensors.get_slice(name))
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _assign(variable, stored):
+    """Assigns a stored tensor some rows at a time: whole, a copy of it would stay in TensorFlow's pool of memory."""
+    length, rows = variable.shape[0], max(1, ASSIGNED_AT_ONCE // (4 * math.prod(variable.shape[1:])))
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        # In place; `variable[start:end].assign` would hold the variable, and so copy it.
+        tf.raw_ops.ResourceStridedSliceAssign(
+            ref=variable.value.handle,
+            begin=[start],
+            end=[end],
+            strides=[1],
+            value=tf.cast(stored[start:end], variable.dtype),
+        )
 
 
 def _check_names(path, stored, expected):
