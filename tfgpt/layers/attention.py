@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from tfgpt.layers import decoding_kernels
-from tfgpt.layers.dense import Dense
+from tfgpt.layers.dense import Dense, reshapable
 from tfgpt.layers.masks import causal_mask
 
 # Added to no score, put in its place: exp(MASKED - max) is exactly 0 in float32, and a row whose keys are all masked
@@ -140,7 +140,7 @@ class MultiHeadAttention(keras.layers.Layer):
         attended = self.weights_dropout(ops.cast(weights, self.compute_dtype), training=training)
         y = kernels.matmul(attended, v)  # (B, H, T, K)
         y = ops.transpose(y, (0, 2, 1, 3))  # (B, T, H, K)
-        y = self.output_dense(ops.reshape(y, (*ops.shape(y)[:2], self.hidden_dim)))  # (B, T, D)
+        y = self.output_dense(ops.reshape(y, (*reshapable(y)[:2], self.hidden_dim)))  # (B, T, D)
 
         outputs = (y,)
         if cache is not None:
@@ -158,7 +158,7 @@ class MultiHeadAttention(keras.layers.Layer):
         """Projects (B, T, D) to `parts` tensors (B, H, T, K), with one transposition for all of them."""
         # The shape is x's, not the projection's: tf2onnx 1.17 merges a reshape with one whose shape is read off it
         # into a wrong one.
-        shape = (*ops.shape(x)[:2], parts * self.num_heads, self.head_dim)
+        shape = (*reshapable(x)[:2], parts * self.num_heads, self.head_dim)
         x = ops.reshape(projection(x), shape)  # (B, T, parts * H, K)
         x = ops.transpose(x, (0, 2, 1, 3))  # (B, parts * H, T, K)
         return ops.split(x, parts, axis=1)

@@ -41,7 +41,7 @@ class Dense(keras.layers.Layer):
         )
 
     def call(self, x):
-        shape = ops.shape(x)
+        shape = reshapable(x)
         y = ops.matmul(ops.reshape(x, (-1, self.input_dim)), self.kernel)
         if self.bias is not None:
             y = ops.add(y, self.bias)
@@ -58,3 +58,11 @@ class Dense(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
+
+
+def reshapable(x):
+    """The shape of `x` as `ops.reshape` takes it: a single unknown axis is -1, so that nothing has to be computed."""
+    shape = tuple(x.shape)
+    if shape.count(None) == 1:
+        return tuple(-1 if size is None else size for size in shape)
+    return ops.shape(x)

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from tfgpt.layers.dense import reshapable
+
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class TokenEmbedding(keras.layers.Layer):
@@ -42,7 +44,7 @@ class TokenEmbedding(keras.layers.Layer):
     def call(self, inputs, reverse=False):
         if not reverse:
             return ops.take(self.embeddings, inputs, axis=0)
-        shape = ops.shape(inputs)
+        shape = reshapable(inputs)
         x = ops.reshape(inputs, (-1, self.hidden_dim))
         if inputs.shape[-2] == 1:  # a step of decoding: few rows
             logits = ops.transpose(ops.matmul(self.embeddings, ops.transpose(x)))
