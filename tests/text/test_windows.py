@@ -98,6 +98,20 @@ def test_training_windows():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("num_pipelines", [1, 2, 3, 6])
+def test_pipelines_share_the_global_batch(num_pipelines):
+    split = make_split(500, 300)
+    whole = take(training_windows(split, 8, 6, seed=5, start_step=10), 30)
+    parts = [
+        take(training_windows(split, 8, 6, 5, start_step=10, num_pipelines=num_pipelines, pipeline=k), 30)
+        for k in range(num_pipelines)
+    ]
+    for step, (inputs, targets) in enumerate(whole):
+        assert all(len(part[step][0]) == 6 // num_pipelines for part in parts)
+        np.testing.assert_array_equal(np.concatenate([part[step][0] for part in parts]), inputs)
+        np.testing.assert_array_equal(np.concatenate([part[step][1] for part in parts]), targets)
+
+
 def test_autotune_is_off():
     split = make_split(100)
     for dataset in (training_windows(split, 8, 3, seed=5), sequential_windows(split, 8, 3)):
@@ -147,3 +161,7 @@ def test_bad_arguments():
         sequential_windows(make_split(100), 8, 0)
     with pytest.raises(UserError, match="found the seed -1; expected 0 or more"):
         training_windows(make_split(100), 8, 2, seed=-1)
+    with pytest.raises(UserError, match="batch_size is 6, expected a multiple of the 4 input pipelines"):
+        training_windows(make_split(100), 8, 6, seed=0, num_pipelines=4)
+    with pytest.raises(UserError, match="found input pipeline 2; expected 0 to 1"):
+        training_windows(make_split(100), 8, 6, seed=0, num_pipelines=2, pipeline=2)

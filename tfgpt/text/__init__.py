@@ -11,6 +11,7 @@ _MODULES = {
     "END_OF_TEXT": "tokenizer",
     "InGraphBytePairTokenizer": "in_graph_tokenizer",
     "InGraphCharacterTokenizer": "in_graph_tokenizer",
+    "KeyedPermutation": "permutation",
     "TokenShards": "shards",
     "TokenSplit": "shards",
     "Tokenizer": "tokenizer",

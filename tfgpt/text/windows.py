@@ -6,32 +6,51 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.errors import UserError
+from tfgpt.text.permutation import KeyedPermutation
 
 PREFETCH = 3  # batches; a fixed number, see `_without_autotune`
 
+ORDER = 1  # beside the seed and the epoch, keys the order of windows apart from their phases
 
-def training_windows(split, window, batch_size, seed, start_step=0):
-    """An endless dataset of `(inputs, targets)`, int32 (B, T) each, targets one token ahead.
+
+def training_windows(split, window, batch_size, seed, start_step=0, num_pipelines=1, pipeline=0):
+    """An endless dataset of `(inputs, targets)`, int32 (B / n, T) each, targets one token ahead.
 
     Batch `i` depends on `seed` and `start_step + i` alone (see `WindowSampler`), so that a run which stopped after
-    step n goes on with `start_step=n` as if it had not.
+    step m goes on with `start_step=m` as if it had not. Of n input pipelines, as several workers have them, pipeline k
+    gives rows k B / n to (k + 1) B / n of each global batch: none overlaps another, and together they are the batch of
+    one pipeline, row for row.
 
     Args:
         split: a `TokenSplit`.
         window: T, tokens a row.
-        batch_size: B.
+        batch_size: B, of the global batch: of all pipelines together.
         seed: a non-negative int.
         start_step: the number of the first batch.
+        num_pipelines: n.
+        pipeline: k, from 0 to n - 1.
 
     Raises:
-        UserError: if the split is shorter than a window and its last target, T + 1 tokens.
+        UserError: if the split is shorter than a window and its last target, T + 1 tokens, or if the pipelines cannot
+            share the batch evenly.
     """
     sampler = WindowSampler(split, window, batch_size, seed)
+    if num_pipelines < 1 or batch_size % num_pipelines:
+        raise UserError(
+            f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} input pipelines that share it"
+        )
+    if not 0 <= pipeline < num_pipelines:
+        raise UserError(f"found input pipeline {pipeline}; expected 0 to {num_pipelines - 1}")
+    rows = batch_size // num_pipelines
+
+    def read(step):
+        first = int(step) * batch_size + pipeline * rows
+        return sampler.samples(np.arange(first, first + rows))
 
     def inputs_and_targets(step):
         # Stateful is what TensorFlow calls a function that it may not fold or merge with another; ours is pure.
-        tokens = tf.numpy_function(sampler.batch, [step], tf.int32, stateful=False)
-        tokens = tf.ensure_shape(tokens, (batch_size, window + 1))
+        tokens = tf.numpy_function(read, [step], tf.int32, stateful=False)
+        tokens = tf.ensure_shape(tokens, (rows, window + 1))
         return tokens[:, :-1], tokens[:, 1:]
 
     steps = tf.data.Dataset.counter(start=start_step)
@@ -81,7 +100,7 @@ class WindowSampler:
     epoch `i // windows_per_epoch`. Every epoch cuts each shard anew, at a random phase, into windows side by side, and
     takes each of them once, in random order. So an epoch sees no token twice and misses fewer than 2 (T + 1) of each
     shard, others in every epoch; over epochs each token is met at every place of the window. No window crosses from
-    one shard into another.
+    one shard into another. The order is a `KeyedPermutation`, so that memory does not grow with the text.
 
     Args:
         split: a `TokenSplit`.
@@ -128,31 +147,28 @@ class WindowSampler:
 
     def batch(self, step):
         """The batch of a step: int32 (B, T + 1)."""
-        first = int(step) * self.batch_size
-        windows = np.empty((self.batch_size, self._length), np.int32)
-        row = 0
-        while row < self.batch_size:
-            epoch, place = divmod(first + row, self.windows_per_epoch)
-            order, phases = self._epoch(epoch)
-            numbers = order[place : place + self.batch_size - row]
-            self._gather(numbers, phases, windows[row : row + len(numbers)])
-            row += len(numbers)
+        return self.samples(int(step) * self.batch_size + np.arange(self.batch_size))
+
+    def samples(self, numbers):
+        """The samples of these numbers, an int array (R,), in any order: int32 (R, T + 1)."""
+        windows = np.empty((len(numbers), self._length), np.int32)
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        for epoch in np.unique(epochs):
+            rows = np.flatnonzero(epochs == epoch)
+            order, phases = self._epoch(int(epoch))
+            self._gather(order(places[rows]), phases, windows, rows)
         return windows
 
     def _draw_epoch(self, epoch):
-        random = np.random.default_rng((self.seed, epoch))
-        phases = random.integers(0, self._spare, endpoint=True)  # one a shard
-        return random.permutation(self.windows_per_epoch), phases
+        phases = np.random.default_rng((self.seed, epoch)).integers(0, self._spare, endpoint=True)  # one a shard
+        return KeyedPermutation(self.windows_per_epoch, (self.seed, epoch, ORDER)), phases
 
-    def _gather(self, numbers, phases, out):
-        if len(self._views) == 1:
-            out[:] = self._views[0][numbers * self._length + phases[0]]
-            return
-        shards = np.searchsorted(self._bounds, numbers, side="right") - 1
-        starts = (numbers - self._bounds[shards]) * self._length + phases[shards]
+    def _gather(self, windows, phases, out, rows):
+        shards = np.searchsorted(self._bounds, windows, side="right") - 1
+        starts = (windows - self._bounds[shards]) * self._length + phases[shards]
         for shard in np.unique(shards):
-            rows = shards == shard
-            out[rows] = self._views[shard][starts[rows]]
+            here = shards == shard
+            out[rows[here]] = self._views[shard][starts[here]]
 
 
 def _check(split, window, batch_size, num_tokens):
