@@ -3,7 +3,8 @@ import ast
 import pytest
 
 from tfgpt.errors import UserError
-from tfgpt.text import read_documents
+from tfgpt.text import corpus, find_documents, read_documents
+from tfgpt.text.corpus import TextFile
 
 
 @pytest.fixture
@@ -84,14 +85,38 @@ def test_stdlib_leaves_out_what_is_not_the_library():
 
 
 def test_stdlib_skips_source_that_is_not_in_its_encoding(tmp_path):
-    from tfgpt.text.corpus import _read_python_source
-
     (tmp_path / "bad.py").write_bytes(b"# caf\xe9\n")
     (tmp_path / "unknown.py").write_bytes(b"# -*- coding: klingon -*-\n")
     (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
-    assert _read_python_source(tmp_path / "bad.py") is None
-    assert _read_python_source(tmp_path / "unknown.py") is None
-    assert _read_python_source(tmp_path / "latin.py").endswith("café\n")
+    assert list(TextFile(str(tmp_path / "bad.py"), 8, is_python=True).blocks()) == []
+    assert list(TextFile(str(tmp_path / "unknown.py"), 26, is_python=True).blocks()) == []
+    [text] = TextFile(str(tmp_path / "latin.py"), 34, is_python=True).blocks()
+    assert text.endswith("café\n")
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 7, 1000])
+def test_blocks_change_no_character(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block_bytes)
+    text = "naïve\r\n日本語\r\r\n👍🏽 end\r"
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    [document] = find_documents([str(tmp_path / "text")])
+    blocks = list(document.blocks())
+    assert "".join(blocks) == text.replace("\r\n", "\n").replace("\r", "\n")
+    assert max(map(len, blocks)) <= block_bytes + 1
+    (tmp_path / "text").write_bytes(text.encode() + b"abc\xff\xd8")
+    with pytest.raises(UserError, match=f"found byte 0xff at offset {len(text.encode()) + 3};"):
+        list(find_documents([str(tmp_path / "text")])[0].blocks())
+
+
+def test_cuts_between_characters(tmp_path):
+    data = "aé日👍\r\nz".encode()
+    (tmp_path / "text").write_bytes(data)
+    document = TextFile(str(tmp_path / "text"), len(data))
+    cuts = [document.cut(near) for near in range(len(data))]
+    assert cuts == [0, 1, 3, 3, 6, 6, 6, 10, 10, 10, 10, 12, 12]
+    for cut in cuts:
+        parts = ["".join(document.blocks(0, cut)), "".join(document.blocks(cut))]
+        assert "".join(parts) == "aé日👍\nz"
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "*.nothing", "[a].txt"])

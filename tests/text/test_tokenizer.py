@@ -1,14 +1,16 @@
+import itertools
 import json
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import tokenizers
 
 from tfgpt.errors import UserError
 from tfgpt.text import BytePairTokenizer, CharacterTokenizer, Tokenizer, load_tokenizer
-from tfgpt.text.tokenizer import PIECE_LENGTH
+from tfgpt.text.tokenizer import PIECE_LENGTH, SAFE_CUT
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind.\n" * 3,
@@ -103,6 +105,38 @@ def test_pieces_change_no_token(saved, byte_pair, line):
     expected = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json")).encode(text).ids
     assert byte_pair.encode(text) == expected
     assert [i for piece in pieces for i in byte_pair.encode(piece)] == expected
+
+
+def test_every_safe_cut_changes_no_token(saved, byte_pair):
+    witness = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
+    random = np.random.default_rng(0)
+    alphabet = [
+        *" \n\n  '\t\r\u00a0\u3000\x1c\x85\u2028\u180e",
+        "a",
+        "é",
+        "日",
+        "1",
+        "!",
+        "'s",
+        "<|endoftext|>",
+        "👍",
+        "\u200b",
+    ]
+    for _ in range(2000):
+        text = "".join(random.choice(alphabet, 30))
+        cuts = [0, *(cut.start() for cut in SAFE_CUT.finditer(text)), len(text)]
+        parts = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
+        assert [i for part in parts for i in witness.encode(part).ids] == witness.encode(text).ids
+
+
+@pytest.mark.parametrize("block", [1000, 70_001, 10**7])
+def test_pieces_of_a_stream(byte_pair, block):
+    text = "the dog's fox\n 日本 " * 20_000
+    *pieces, last = byte_pair.stream_pieces(text[i : i + block] for i in range(0, len(text), block))
+    assert "".join(piece for piece, _ in [*pieces, last]) == text
+    assert last[1] and not any(is_last for _, is_last in pieces)
+    assert max(len(piece) for piece, _ in pieces) < PIECE_LENGTH + 20
+    assert list(byte_pair.stream_pieces([])) == [("", True)]
 
 
 def test_pieces_of_a_long_text_are_short(byte_pair):

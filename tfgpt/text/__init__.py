@@ -16,6 +16,7 @@ _MODULES = {
     "TokenSplit": "shards",
     "Tokenizer": "tokenizer",
     "WindowSampler": "windows",
+    "find_documents": "corpus",
     "load_tokenizer": "tokenizer",
     "read_documents": "corpus",
     "sequential_windows": "windows",

@@ -19,10 +19,10 @@ END_OF_TEXT = "<|endoftext|>"
 # library's records of each token (strings, offsets) stay small beside the text.
 PIECE_LENGTH = 2**16
 
-# Where a text can be cut with no effect on GPT-2's tokens: after a line feed that stands alone between two visible
-# ASCII characters. Its pre-tokenizer makes that line feed a token of its own, with or without the text that follows;
-# beside other white space, or Unicode's, it would not.
-SAFE_CUT = re.compile(r"(?<=[!-~])\n(?=[!-~])")
+# Where a text can be cut with no effect on GPT-2's tokens: before a space or line feed that follows something visible.
+# None of its pre-tokens holds white space after anything else, so one ends there, whatever follows. U+180E was white
+# space in older versions of Unicode.
+SAFE_CUT = re.compile(r"(?<=[^\s\u180e])(?=[ \n])")
 
 
 class Tokenizer:
@@ -45,6 +45,18 @@ class Tokenizer:
     def pieces(self, text):
         """Cuts a long text into pieces whose tokens, one piece after the other, are exactly the whole text's."""
         return [text]
+
+    def stream_pieces(self, blocks):
+        """Cuts a text that comes in blocks of any size, in the memory of a few.
+
+        Yields:
+            Pairs (piece, whether it is the last one); there is always a last one.
+        """
+        text = ""
+        for block in blocks:
+            *pieces, text = self.pieces(text + block)  # the last one may go on in the next block
+            yield from ((piece, False) for piece in pieces)
+        yield text, True
 
     def encode(self, text):
         """The token ids of a text, a list of int; "<|endoftext|>" in the text is the end token, if there is one.
@@ -213,8 +225,8 @@ class BytePairTokenizer(Tokenizer):
     def pieces(self, text):
         pieces, start = [], 0
         while len(text) - start > PIECE_LENGTH and (cut := SAFE_CUT.search(text, start + PIECE_LENGTH)):
-            pieces.append(text[start : cut.end()])
-            start = cut.end()
+            pieces.append(text[start : cut.start()])
+            start = cut.start()
         return [*pieces, text[start:]]
 
     def _hugging_face_config(self):
