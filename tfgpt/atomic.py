@@ -17,8 +17,7 @@ def atomic_directory(path, overwrite=False):
         UserError: if `path` holds something and `overwrite` is false, or if it cannot be written.
     """
     path = pathlib.Path(path).resolve()  # a link stays, and what it points to is replaced
-    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already and is not an empty directory; expected a new one")
+    expect_free(path, overwrite)
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -28,6 +27,13 @@ def atomic_directory(path, overwrite=False):
             _replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def expect_free(path, overwrite=False):
+    """Raises a `UserError` if `path` holds something and `overwrite` is false."""
+    path = pathlib.Path(path).resolve()
+    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already and is not an empty directory; expected a new one")
 
 
 @contextlib.contextmanager

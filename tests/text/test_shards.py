@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 
 from tfgpt.errors import UserError
-from tfgpt.text import BytePairTokenizer, CharacterTokenizer, TokenShards, write_token_shards
-from tfgpt.text import shards as shards_module
+from tfgpt.text import (
+    BytePairTokenizer,
+    CharacterTokenizer,
+    TokenShards,
+    load_tokenizer,
+    parallel_encoding,
+    write_token_shards,
+)
 
 DOCUMENTS = [f"document number {i}: " + "some words " * (i % 7 + 1) + "\n" for i in range(40)]
 
@@ -83,7 +89,7 @@ def test_each_side_has_a_document(tmp_path, byte_pair, fraction):
 @pytest.mark.parametrize("shard_tokens", [1, 7, 100, 2**26])
 def test_shards_and_batches_change_no_token(tmp_path, byte_pair, monkeypatch, shard_tokens):
     whole = write_token_shards(tmp_path / "whole", DOCUMENTS, byte_pair)
-    monkeypatch.setattr(shards_module, "BATCH_LENGTH", 50)
+    monkeypatch.setattr(parallel_encoding, "BATCH_LENGTH", 50)
     opened = write_token_shards(tmp_path / "tokens", DOCUMENTS[:], byte_pair, shard_tokens=shard_tokens)
     for name in ("train", "validation"):
         split = opened.split(name)
@@ -96,7 +102,7 @@ def test_shards_and_batches_change_no_token(tmp_path, byte_pair, monkeypatch, sh
 
 
 def test_a_long_document_is_encoded_in_pieces(tmp_path, byte_pair, monkeypatch):
-    monkeypatch.setattr(shards_module, "BATCH_LENGTH", 1000)
+    monkeypatch.setattr(parallel_encoding, "BATCH_LENGTH", 1000)
     text = "".join(DOCUMENTS) * 200
     opened = write_token_shards(tmp_path / "tokens", [text], byte_pair)
     n = int(len(text) * 0.9)
@@ -113,11 +119,16 @@ def test_files_and_index(tmp_path, byte_pair):
     assert sum(split["bytes"] for split in index["splits"].values()) == sum(len(d.encode()) for d in DOCUMENTS)
     shards = [shard for split in index["splits"].values() for shard in split["shards"]]
     assert {"train-00000.npy", "train-00001.npy", "validation-00000.npy"} <= {shard["name"] for shard in shards}
-    assert {path.name for path in (tmp_path / "tokens").iterdir()} == {s["name"] for s in shards} | {"index.json"}
-    for shard in shards:
+    files = [*shards, *(shard["documents"] for shard in shards)]
+    written = {path.name for path in (tmp_path / "tokens").iterdir()}
+    byte_pair.save(tmp_path / "tokenizer")
+    tokenizer_files = {path.name for path in (tmp_path / "tokenizer").iterdir()}
+    assert written == {file["name"] for file in files} | tokenizer_files | {"index.json"}
+    assert load_tokenizer(tmp_path / "tokens").fingerprint == byte_pair.fingerprint
+    for shard in files:
         path = tmp_path / "tokens" / shard["name"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
-        assert np.load(path).shape == (shard["tokens"],)
+        assert np.load(path).shape == (shard.get("tokens", shard.get("count")),)
 
 
 def test_files_are_mapped(tmp_path, byte_pair):
@@ -218,7 +229,7 @@ def test_missing_truncated_and_wrong_shards(tmp_path, byte_pair):
             TokenShards.open(tmp_path / "tokens")
     np.save(path, np.zeros(5, np.uint16))
     with pytest.raises(
-        UserError, match=r"train-00000.npy holds an array of shape \(5,\) and uint16; expected \d+ tokens"
+        UserError, match=r"train-00000.npy holds an array of shape \(5,\) and uint16; expected \d+ numbers"
     ):
         TokenShards.open(tmp_path / "tokens")
     path.unlink()

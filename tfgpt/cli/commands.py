@@ -36,6 +36,44 @@ def train(json: str | None = None, **run):
         return 130
 
 
+def prepare(
+    out: str,
+    data: list[str] = (),
+    tokenizer: str = "bpe",
+    vocabulary_size: int = 50257,
+    workers: int | None = None,
+    validation_fraction: float = 0.01,
+    shard_tokens: int = 2**26,
+    seed: int = 0,
+    overwrite: bool = False,
+    verify: bool = False,
+    json: str | None = None,
+):
+    """Tokenize text, of any size and on every core, into a directory that `tfgpt train --data` takes.
+
+    Args:
+        out: the directory to be made: token shards with their index and checksums, and the tokenizer.
+        data: files (a document each), folders, globs, or "stdlib" for the Python standard library's source.
+        tokenizer: "bpe" is trained on 32 MB of the data at most, "character" takes all of its characters; a directory
+            with tokenizer.json, or vocab.json and merges.txt, is read.
+        vocabulary_size: of a tokenizer that is trained with "bpe".
+        workers: processes that tokenize; by default one a core. They change no token.
+        validation_fraction: of the text, held out: the end of a single file, whole files of several.
+        shard_tokens: the most tokens in a file.
+        seed: of the draw of the files that are held out.
+        overwrite: replace what `out` holds.
+        verify: write nothing, but read what `out` holds and compare checksums.
+        json: also write the figures to this file.
+    """
+    from tfgpt.cli.preparation import run_prepare, run_verify
+
+    if verify:
+        return _write_json(json, run_verify(out))
+    options = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens, "seed": seed}
+    figures = run_prepare(list(data), out, tokenizer, vocabulary_size, workers, overwrite=overwrite, **options)
+    _write_json(json, figures)
+
+
 def generate(
     model: str,
     prompt: list[str],

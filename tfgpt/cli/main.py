@@ -16,6 +16,7 @@ from tfgpt.version import __version__
 
 # Each command and the arguments that go without a dash.
 COMMANDS = {
+    commands.prepare: (),
     commands.train: (),
     commands.generate: ("model",),
     commands.evaluate: ("model",),

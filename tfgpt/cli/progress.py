@@ -6,7 +6,15 @@ import contextlib
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 STDERR = Console(stderr=True)
@@ -95,6 +103,15 @@ def show_fraction(text):
     with Progress(console=STDERR, transient=True) as progress:
         task = progress.add_task(text, total=1.0)
         yield lambda fraction: progress.update(task, completed=fraction)
+
+
+@contextlib.contextmanager
+def show_bytes(text):
+    """Yields a function that moves a progress bar, with MB/s and the time left, to some bytes out of all."""
+    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=STDERR, transient=True) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_table(headings, rows):

@@ -18,11 +18,13 @@ _MODULES = {
     "WindowSampler": "windows",
     "find_documents": "corpus",
     "load_tokenizer": "tokenizer",
+    "make_tokenizer": "preparation",
+    "prepare": "preparation",
     "read_documents": "corpus",
     "sequential_windows": "windows",
     "training_windows": "windows",
     "valid_utf8": "in_graph_tokenizer",
-    "write_token_shards": "shards",
+    "write_token_shards": "shard_writing",
 }
 
 __all__ = sorted(_MODULES)
