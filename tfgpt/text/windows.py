@@ -1,16 +1,12 @@
 """Windows of tokens as `tf.data` pipelines: a random, endless one to train on and a sequential one to evaluate on."""
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 
 from tfgpt.errors import UserError
-from tfgpt.text.permutation import KeyedPermutation
+from tfgpt.text.samplers import check_window, make_sampler
 
 PREFETCH = 3  # batches; a fixed number, see `_without_autotune`
-
-ORDER = 1  # beside the seed and the epoch, keys the order of windows apart from their phases
 
 
 def training_windows(split, window, batch_size, seed, start_step=0, num_pipelines=1, pipeline=0):
@@ -22,7 +18,7 @@ def training_windows(split, window, batch_size, seed, start_step=0, num_pipeline
     one pipeline, row for row.
 
     Args:
-        split: a `TokenSplit`.
+        split: a `TokenSplit`, or a `TokenMixture` of several.
         window: T, tokens a row.
         batch_size: B, of the global batch: of all pipelines together.
         seed: a non-negative int.
@@ -34,7 +30,7 @@ def training_windows(split, window, batch_size, seed, start_step=0, num_pipeline
         UserError: if the split is shorter than a window and its last target, T + 1 tokens, or if the pipelines cannot
             share the batch evenly.
     """
-    sampler = WindowSampler(split, window, batch_size, seed)
+    sampler = make_sampler(split, window, batch_size, seed)
     if num_pipelines < 1 or batch_size % num_pipelines:
         raise UserError(
             f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} input pipelines that share it"
@@ -73,7 +69,7 @@ def sequential_windows(split, window, batch_size, num_batches=None):
     Raises:
         UserError: if the split is shorter than a window and its last target, T + 1 tokens.
     """
-    _check(split, window, batch_size, split.num_tokens)
+    check_window(split, window, batch_size, split.num_tokens)
     size = batch_size * window
     all_batches = -(-(split.num_tokens - 1) // size)
     taken = np.linspace(0, all_batches - 1, min(num_batches or all_batches, all_batches)).round().astype(np.int64)
@@ -91,95 +87,6 @@ def sequential_windows(split, window, batch_size, num_batches=None):
 
     batches = tf.data.Dataset.from_tensor_slices(taken)
     return _without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
-
-
-class WindowSampler:
-    """Draws batches of windows of T + 1 tokens; batch `step` is a pure function of `seed` and `step`.
-
-    The samples are numbered: batch `step` holds samples `step * B` to `step * B + B - 1`, and sample `i` belongs to
-    epoch `i // windows_per_epoch`. Every epoch cuts each shard anew, at a random phase, into windows side by side, and
-    takes each of them once, in random order. So an epoch sees no token twice and misses fewer than 2 (T + 1) of each
-    shard, others in every epoch; over epochs each token is met at every place of the window. No window crosses from
-    one shard into another. The order is a `KeyedPermutation`, so that memory does not grow with the text.
-
-    Args:
-        split: a `TokenSplit`.
-        window: T.
-        batch_size: B.
-        seed: a non-negative int.
-
-    Raises:
-        UserError: if no shard of the split has T + 1 tokens.
-
-    Example:
-
-    >>> from tfgpt.text import TokenSplit
-    >>> split = TokenSplit("train", "example", (np.arange(100, dtype="uint16"),), num_tokens=100, num_bytes=100)
-    >>> sampler = WindowSampler(split, window=3, batch_size=2, seed=0)
-    >>> sampler.batch(0).shape, sampler.windows_per_epoch
-    ((2, 4), 24)
-    """
-
-    def __init__(self, split, window, batch_size, seed):
-        if seed < 0:
-            raise UserError(f"found the seed {seed}; expected 0 or more")
-        # Plain views of the mapped arrays: each operation on a `memmap` costs microseconds more.
-        arrays = [np.asarray(array) for array in split.arrays if len(array) > window]
-        _check(split, window, batch_size, max(map(len, split.arrays), default=0))
-        self.batch_size = batch_size
-        self.seed = seed
-        self._length = window + 1
-        # Row r of a shard's view is the window that starts at token r; no copy.
-        self._views = [np.lib.stride_tricks.sliding_window_view(array, self._length) for array in arrays]
-        # Their number may not change from one phase to the next, or samples could not be numbered: it is what fits
-        # after a phase of T, the least that brings every token to every place; but one where that is none.
-        self._counts = [max(1, (len(array) - window) // self._length) for array in arrays]
-        # The largest phase of each shard, with which its last window ends at its last token.
-        self._spare = [len(array) - count * self._length for array, count in zip(arrays, self._counts, strict=True)]
-        self._bounds = np.cumsum([0, *self._counts])  # window numbers at which each shard starts
-        # Two epochs: the one that ends within a batch and the one that begins there.
-        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
-
-    @property
-    def windows_per_epoch(self):
-        """N, the windows that an epoch takes."""
-        return int(self._bounds[-1])
-
-    def batch(self, step):
-        """The batch of a step: int32 (B, T + 1)."""
-        return self.samples(int(step) * self.batch_size + np.arange(self.batch_size))
-
-    def samples(self, numbers):
-        """The samples of these numbers, an int array (R,), in any order: int32 (R, T + 1)."""
-        windows = np.empty((len(numbers), self._length), np.int32)
-        epochs, places = np.divmod(numbers, self.windows_per_epoch)
-        for epoch in np.unique(epochs):
-            rows = np.flatnonzero(epochs == epoch)
-            order, phases = self._epoch(int(epoch))
-            self._gather(order(places[rows]), phases, windows, rows)
-        return windows
-
-    def _draw_epoch(self, epoch):
-        phases = np.random.default_rng((self.seed, epoch)).integers(0, self._spare, endpoint=True)  # one a shard
-        return KeyedPermutation(self.windows_per_epoch, (self.seed, epoch, ORDER)), phases
-
-    def _gather(self, windows, phases, out, rows):
-        shards = np.searchsorted(self._bounds, windows, side="right") - 1
-        starts = (windows - self._bounds[shards]) * self._length + phases[shards]
-        for shard in np.unique(shards):
-            here = shards == shard
-            out[rows[here]] = self._views[shard][starts[here]]
-
-
-def _check(split, window, batch_size, num_tokens):
-    if window < 1 or batch_size < 1:
-        raise UserError(f"found windows of {window} tokens in batches of {batch_size}; expected at least 1 of each")
-    if num_tokens < window + 1:
-        place = "" if num_tokens == split.num_tokens else f" in {len(split.arrays)} shards, at most {num_tokens} in one"
-        raise UserError(
-            f"the {split.name} split of {split.directory} has {split.num_tokens} tokens{place}; expected at least "
-            f"{window + 1}, a window of {window} and its last target: give more text or a smaller window"
-        )
 
 
 def _without_autotune(dataset):
