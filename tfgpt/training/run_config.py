@@ -7,7 +7,6 @@ import dataclasses
 from tfgpt.errors import UserError
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-TOKENIZERS = ("bpe", "character")
 
 
 @dataclasses.dataclass
@@ -15,10 +14,14 @@ class RunConfig:
     """A training run.
 
     Args:
-        data: files, folders, globs, or "stdlib" for the Python standard library's source.
+        data: files, folders, globs, or "stdlib" for the Python standard library's source; or directories that
+            `tfgpt prepare` has made.
         out: the model directory to be made.
         preset: the size that the fields below override ("gpt2", "gpt2-mini", ...).
-        tokenizer: "bpe" and "character" are trained on the data; a directory with vocab.json and merges.txt is read.
+        data_weights: how often windows come from each of several prepared directories, in any unit; by default as many
+            as they have tokens.
+        tokenizer: "bpe" and "character" are trained on the data; a directory with tokenizer.json, or vocab.json and
+            merges.txt, is read. Prepared data comes with its own; a directory's must be equal to that.
         vocabulary_size: of a tokenizer that is trained with "bpe"; by default the preset's.
         num_layers: L; by default the preset's, as for the next six.
         num_heads: H.
@@ -56,6 +59,7 @@ class RunConfig:
 
     data: list[str]
     out: str
+    data_weights: list[float] | None = None
     preset: str = "gpt2-mini"
     tokenizer: str = "bpe"
     vocabulary_size: int | None = None

@@ -15,19 +15,13 @@ from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
-from tfgpt.text import (
-    BytePairTokenizer,
-    CharacterTokenizer,
-    read_documents,
-    sequential_windows,
-    training_windows,
-    write_token_shards,
-)
+from tfgpt.text import sequential_windows, training_windows
 from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
 from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
 from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
-from tfgpt.training.run_config import TOKENIZERS, RunConfig
+from tfgpt.training.run_config import RunConfig
+from tfgpt.training.run_data import open_run_data
 from tfgpt.training.tensorboard import TensorBoardLog
 
 
@@ -95,18 +89,16 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
     keras.utils.set_random_seed(config.seed)
     observer.stage("reading text")
-    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
+    data = open_run_data(config)
     model_config = preset_config(config.preset) | config.model_overrides()
     observer.stage("tokenizing")
-    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
+    tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
     model = make_model(config, model_config, tokenizer)
     window = model.backbone.max_sequence_length
     # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
     with _staging(directory) as staging:
-        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
-        del documents
-        validation_split = shards.split("validation")
-        dataset = training_windows(shards.split("train"), window, config.batch_size, config.seed)
+        train_split, validation_split = data.splits(tokenizer, staging)
+        dataset = training_windows(train_split, window, config.batch_size, config.seed)
         validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
         _replace_run(directory, staging)
 
@@ -177,21 +169,6 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     return result
 
 
-def make_tokenizer(config, documents, vocabulary_size):
-    """The tokenizer that the run names: trained on the documents, or read from a directory."""
-    if config.tokenizer == "character":
-        return CharacterTokenizer.train(documents)
-    if config.tokenizer == "bpe":
-        return BytePairTokenizer.train(documents, vocabulary_size)
-    directory = pathlib.Path(config.tokenizer)
-    if not directory.is_dir():
-        raise UserError(
-            f"tokenizer is {config.tokenizer!r}, expected {', '.join(TOKENIZERS)} or a directory with vocab.json and "
-            "merges.txt"
-        )
-    return BytePairTokenizer.from_files(directory / "vocab.json", directory / "merges.txt")
-
-
 def make_model(config, model_config, tokenizer):
     """The model, randomly initialized under the run's seed and compiled."""
     if model_config["hidden_dim"] % model_config["num_heads"]:
@@ -224,7 +201,14 @@ def _staging(directory):
     try:
         yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+
+
+def _remove(path):
+    """Removes a directory, or a link to one, if it is there."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace_run(directory, tokens):
@@ -235,7 +219,7 @@ def _replace_run(directory, tokens):
         for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
             (directory / name).unlink(missing_ok=True)
         for name in ("tokens", "last"):
-            shutil.rmtree(training / name, ignore_errors=True)
+            _remove(training / name)
         tokens.rename(training / "tokens")
     except OSError as error:
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
