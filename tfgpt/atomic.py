@@ -1,6 +1,8 @@
 """Files and directories that appear whole or not at all: written beside their place, then renamed."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import pathlib
 import shutil
@@ -20,12 +22,19 @@ def atomic_directory(path, overwrite=False):
     expect_free(path, overwrite)
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        lock = os.open(temporary, os.O_RDONLY)
         try:
+            with contextlib.suppress(
+                OSError
+            ):  # some network file systems lock no directories; they are not swept either
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield temporary
             temporary.chmod(0o777 & ~_umask())  # mkdtemp's directories are private
             _replace(temporary, path)
         finally:
+            os.close(lock)
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -59,6 +68,18 @@ def write_text(path, text):
     """Writes a UTF-8 file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _sweep(path):
+    """Removes what writers of `path` left that were killed: a living one holds a lock."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.partial"):  # mkdtemp's eight characters
+        with contextlib.suppress(OSError):
+            lock = os.open(abandoned, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(abandoned, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _replace(new, path):

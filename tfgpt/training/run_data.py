@@ -16,8 +16,8 @@ from tfgpt.text import (
 )
 from tfgpt.text.shards import INDEX
 
-# Bytes of prepared shards up to which their checksums are compared when a run begins, which takes about a second; beyond
-# that, sizes are, and `tfgpt prepare --verify` reads everything.
+# Bytes of prepared shards up to which their checksums are compared when a run begins, which takes about a second;
+# beyond that, sizes are, and `tfgpt prepare --verify` reads everything.
 CHECKED_BYTES = 2**30
 
 
@@ -98,7 +98,9 @@ class PreparedData:
         Makes a link to the first data set, by which the export finds text that was held out.
         """
         try:
-            pathlib.Path(directory).symlink_to(self._shards[0].directory.resolve())
+            directory = pathlib.Path(directory)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.symlink_to(self._shards[0].directory.resolve())
         except OSError as error:
             raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
         train = [shards.split("train") for shards in self._shards]
