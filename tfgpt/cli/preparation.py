@@ -17,10 +17,8 @@ def run_prepare(data, out, tokenizer, vocabulary_size, workers, **options):
         raise UserError("data is missing, expected files, folders, globs or 'stdlib'")
     from tfgpt.text import prepare
 
-    # By default SIGTERM ends a process at once; so it takes its half-written directory with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.perf_counter()
-    with contextlib.closing(_Display()) as display:
+    with _exit_on_termination(), contextlib.closing(_Display()) as display:
         shown = {"on_stage": display.stage, "on_progress": display.progress}
         shards = prepare(data, out, tokenizer, vocabulary_size, workers, **shown, **options)
     seconds, tokenizing = time.perf_counter() - start, time.perf_counter() - display.start
@@ -55,6 +53,16 @@ def run_verify(directory):
         shards.check_contents(on_progress)
     print(f"{directory}: {shards.size / 1e6:,.1f} MB are as they were written")
     return {"directory": str(directory), "size": shards.size, "verified": True}
+
+
+@contextlib.contextmanager
+def _exit_on_termination():
+    """Has SIGTERM, which would end the process at once, raise an exception, so that nothing half-written stays."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Display:

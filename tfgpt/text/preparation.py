@@ -71,7 +71,7 @@ def prepare(
         seed,
         shard_tokens,
         overwrite,
-        workers or len(os.sched_getaffinity(0)),
+        len(os.sched_getaffinity(0)) if workers is None else workers,
         on_progress,
     )
 
