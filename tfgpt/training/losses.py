@@ -41,7 +41,7 @@ def token_losses(logits, targets, label_smoothing=0.0, z_loss=0.0):
 class TokenLoss(keras.losses.Loss):
     """`token_losses` as a Keras loss, for `compile`.
 
-    Its mean is over tokens by weight: rows that only fill up a batch have the weight 0.
+    Its mean is over tokens by their weights (B, T): rows that only fill up a batch have the weight 0.
 
     Args:
         label_smoothing: ε of `token_losses`.
