@@ -87,7 +87,7 @@ def adafactor(x, gradients, decay):
 
 
 def muon(x, gradients, decay):
-    """Jordan et al. 2024 for matrices, scaled by 0.2 sqrt(max(n, m)) (Liu et al. 2025, equation 4); AdamW for others."""
+    """Jordan et al. 2024, scaled by 0.2 sqrt(max(n, m)) (Liu et al. 2025, equation 4); AdamW for vectors."""
     if x.ndim != 2:
         return adamw(x, gradients, decay)
     m = np.zeros_like(x)

@@ -84,7 +84,7 @@ def test_weights_count_however_they_fall_into_micro_batches(batches):
 
 
 def test_gradient_norms_and_noise_scale_against_a_loop_over_the_parts(batches):
-    model, logs = trained(batches[:1], 4, log_gradients=True)
+    _, logs = trained(batches[:1], 4, log_gradients=True)
     keras.utils.set_random_seed(0)
     start = GPT2CausalLM(GPT2Backbone(**SHAPE, initializer_range=0.2))
     loss = TokenLoss(0.1, 1e-2)
@@ -139,7 +139,7 @@ def test_float16_logs_unscaled_norms_and_survives_overflow(batches):
 
 
 def test_a_run_that_does_not_ask_computes_no_norms(batches):
-    model, logs = trained(batches[:1], 1)
+    _, logs = trained(batches[:1], 1)
     assert set(logs[0]) == {"loss"}
 
 

@@ -1,6 +1,7 @@
 """Weights & Biases logs of a run, where it is asked for and installed (the `wandb` extra)."""
 
 import dataclasses
+import html
 import importlib.util
 
 from tfgpt.errors import UserError
@@ -49,7 +50,7 @@ class WandbLog:
 
     def add_sample(self, step, text):
         """Logs a sample of text."""
-        self.run.log({"sample": self.wandb.Html(f"<pre>{_escaped(text)}</pre>", inject=False)}, step=step)
+        self.run.log({"sample": self.wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step=step)
 
     def add_weights(self, step, model):
         """Logs a histogram of each variable."""
@@ -59,7 +60,3 @@ class WandbLog:
     def close(self):
         """Ends the run."""
         self.run.finish()
-
-
-def _escaped(text):
-    return text.replace("&", "&amp;").replace("<", "&lt;")
