@@ -174,15 +174,11 @@ class WeightHistograms(keras.callbacks.Callback):
     def __init__(self, on_weights):
         super().__init__()
         self.on_weights = on_weights
-        self._steps = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._batch = batch + 1
 
     def on_epoch_end(self, epoch, logs=None):
-        self._steps += self._batch
-        for function in self.on_weights:
-            function(self._steps, self.model)
+        if "val_loss" in logs:
+            for function in self.on_weights:
+                function((epoch + 1) * self.params["steps"], self.model)
 
 
 class StopOnInterrupt(keras.callbacks.Callback):

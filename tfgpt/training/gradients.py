@@ -5,7 +5,7 @@ import tensorflow as tf
 
 def squared_norm(gradients):
     """The sum of squares of all the gradients' entries, float32."""
-    return tf.add_n([tf.reduce_sum(tf.square(tf.cast(g, "float32"))) for g in map(tf.convert_to_tensor, gradients)])
+    return tf.add_n([tf.reduce_sum(tf.square(tf.cast(g, "float32"))) for g in gradients])
 
 
 def layer_norms(model, gradients):

@@ -2,6 +2,8 @@
 
 import keras
 
+SMOOTHING = 0.95  # of the noise scale's parts: about the last twenty rows
+
 
 def make_measures(config, model, utilization=None):
     """The measures of a run.
@@ -22,9 +24,10 @@ def make_measures(config, model, utilization=None):
 
 
 class GradientNorms:
-    """Means of gradient norms, before clipping, over a row's steps; the noise scale over those since the validation.
+    """Means of gradient norms, before clipping, over a row's steps, and the noise scale.
 
-    The noise scale is tr(Σ) / |G|² in windows (see `noise_scale_parts`): batches far below it gain by growing.
+    The noise scale is tr(Σ) / |G|² in windows (see `noise_scale_parts`): batches far below it gain by growing. Both are
+    moving averages over rows, as single estimates are noisy.
 
     Args:
         model: a `TrainingCausalLM` with `log_gradients`.
@@ -34,14 +37,17 @@ class GradientNorms:
         self.metrics = model.gradient_metrics
         self.norms = [name for name in self.metrics if name.startswith("gradient_norm")]
         self.columns = [*self.norms, *(["noise_scale"] if "noise_trace" in self.metrics else [])]
+        self.parts = {"noise_trace": 0.0, "squared_gradient": 0.0}  # both too small by the same factor at first
 
     def __call__(self, row):
-        values = {}
-        for name in self.norms:
-            values[name] = float(self.metrics[name].result())
-            self.metrics[name].reset_state()
-        if "noise_trace" in self.metrics:
-            trace, square = (float(self.metrics[name].result()) for name in ("noise_trace", "squared_gradient"))
+        means = {name: float(metric.result()) for name, metric in self.metrics.items()}
+        for metric in self.metrics.values():
+            metric.reset_state()
+        values = {name: means[name] for name in self.norms}
+        if "noise_trace" in means:
+            for name in self.parts:
+                self.parts[name] = SMOOTHING * self.parts[name] + (1 - SMOOTHING) * means[name]
+            trace, square = self.parts["noise_trace"], self.parts["squared_gradient"]
             # Over few steps the estimate of |G|² may be negative, and the ratio says nothing.
             values["noise_scale"] = trace / square if square > 0 else float("nan")
         return values

@@ -22,8 +22,8 @@ class TrainingCausalLM(GPT2CausalLM):
         label_smoothing: of the training loss; validation has the loss that is given to `compile`.
         z_loss: of the training loss.
         accumulate_steps: micro-batches a step; divides the batch size of each replica.
-        log_gradients: adds to the logs the means since the epoch began of gradient norms, before clipping, and where a
-            batch comes in parts, those of the noise scale.
+        log_gradients: keeps means of gradient norms, before clipping, in `gradient_metrics`; where a batch comes in
+            parts, by accumulation or replicas, those of the noise scale, too.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class TrainingCausalLM(GPT2CausalLM):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(self.token_losses(token_ids, targets) * weights) / total
             scaled = self.optimizer.scale_loss(loss)
-        return loss, tape.gradient(scaled, [variable.value for variable in self.trainable_variables])
+        gradients = tape.gradient(scaled, [variable.value for variable in self.trainable_variables])
+        return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]  # no IndexedSlices of embeddings
 
     def _accumulate(self, token_ids, targets, weights, total):
         """As `_loss_and_gradients`, a micro-batch at a time; also the mean squared norm of micro-batches' gradients."""
