@@ -31,6 +31,7 @@ PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 INTEROP = ["torch>=2.13", "transformers>=5.0"]
 EXTRAS = {
     "plots": PLOTS,
+    "wandb": ["wandb>=0.31"],
     "test": ["pytest>=8.3", "ruff>=0.12", "kubernetes-validate>=1.31", *PLOTS],
     "interop": INTEROP,
     "bench": [*INTEROP, *PLOTS],

@@ -1,30 +1,9 @@
-import math
-
 import keras
 import numpy as np
 import pytest
 
-from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
+from tfgpt.training.optimizer import make_optimizer
 from tfgpt.training.run_config import RunConfig
-
-
-def test_schedule_is_linear_then_cosine():
-    schedule = learning_rate_schedule(1e-3, 1e-4, warmup_steps=100, steps=2000)
-
-    def expected(step):
-        if step < 100:
-            return 1e-3 * step / 100
-        return 1e-4 + 0.5 * (1 + math.cos(math.pi * (step - 100) / 1900)) * 9e-4
-
-    for step in (0, 1, 50, 99, 100, 101, 700, 1500, 1999, 2000):
-        assert float(schedule(step)) == pytest.approx(expected(step), rel=1e-5, abs=1e-9)
-    assert float(schedule(5000)) == pytest.approx(1e-4, rel=1e-5)
-
-
-def test_schedule_without_warmup_begins_at_the_top():
-    schedule = learning_rate_schedule(1e-2, 0.0, warmup_steps=0, steps=10)
-    assert float(schedule(0)) == pytest.approx(1e-2)
-    assert float(schedule(10)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_one_step_is_adamw_on_matrices_only():
@@ -48,6 +27,103 @@ def test_one_step_is_adamw_on_matrices_only():
     # After one step Adam's bias-corrected moments are g and g², so the update is the learning rate times the sign.
     np.testing.assert_allclose(vector.numpy(), 2.0 - 0.1 * np.sign(gradient[0]), rtol=1e-5)
     np.testing.assert_allclose(matrix.numpy(), 2.0 * (1 - 0.1 * 0.5) - 0.1 * np.sign(gradient), rtol=1e-5)
+
+
+# === The optimizers by name, against their papers in NumPy: three steps of a matrix and a vector ===
+
+SHAPES = [(4, 6), (5,)]
+RATE, DECAY = 0.02, 0.3
+
+
+def start_and_gradients():
+    rng = np.random.default_rng(3)
+    return [rng.normal(0, 1, s) for s in SHAPES], [[rng.normal(0, 1, s) for s in SHAPES] for _ in range(3)]
+
+
+def ours(name, start, gradients):
+    variables = [keras.Variable(x.astype("float32"), name=f"kernel_{i}") for i, x in enumerate(start)]
+    rates = {"learning_rate": RATE, "min_learning_rate": RATE, "warmup_steps": 0, "weight_decay": DECAY}
+    betas = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-8, "clip_norm": 0.0}
+    optimizer = make_optimizer(RunConfig(data=["x"], out="y", steps=10, optimizer=name, **rates, **betas), variables)
+    for step in gradients:
+        optimizer.apply([keras.ops.array(g.astype("float32")) for g in step], variables)
+    return [variable.numpy() for variable in variables]
+
+
+def adamw(x, gradients, decay):
+    m = v = 0
+    for t, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        x = x * (1 - RATE * decay) - RATE * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+    return x
+
+
+def lion(x, gradients, decay):
+    """Chen et al. 2023, algorithm 2."""
+    m = np.zeros_like(x)
+    for g in gradients:
+        x = x - RATE * (np.sign(0.9 * m + 0.1 * g) + decay * x)
+        m = 0.99 * m + 0.01 * g
+    return x
+
+
+def adafactor(x, gradients, decay):
+    """Shazeer and Stern 2018, algorithms 4 and 5, with the rate of algorithm 5 relative to the tensor's size."""
+    rms = lambda y: np.sqrt(np.mean(y**2))  # noqa: E731
+    rows = columns = v = 0
+    for t, g in enumerate(gradients, 1):
+        beta = 1 - t**-0.8
+        square = g**2 + 1e-30
+        x = x * (1 - RATE * decay)  # Keras decays first
+        if x.ndim == 2:
+            rows = beta * rows + (1 - beta) * square.sum(1)
+            columns = beta * columns + (1 - beta) * square.sum(0)
+            v = np.outer(rows, columns) / rows.sum()
+        else:
+            v = beta * v + (1 - beta) * square
+        update = g / np.sqrt(v)
+        x = x - max(1e-3, rms(x)) * RATE * update / max(1.0, rms(update))
+    return x
+
+
+def muon(x, gradients, decay):
+    """Jordan et al. 2024, scaled by 0.2 sqrt(max(n, m)) (Liu et al. 2025, equation 4); AdamW for vectors."""
+    if x.ndim != 2:
+        return adamw(x, gradients, decay)
+    m = np.zeros_like(x)
+    for g in gradients:
+        m = 0.95 * m + g
+        o = g + 0.95 * m
+        o = o / np.linalg.norm(o)
+        for _ in range(5):
+            a = o @ o.T
+            o = 3.4445 * o + (-4.7750 * a + 2.0315 * a @ a) @ o
+        x = x * (1 - RATE * decay) - RATE * 0.2 * np.sqrt(max(x.shape)) * o
+    return x
+
+
+@pytest.mark.parametrize("definition", [adamw, lion, adafactor, muon])
+def test_the_optimizers_are_the_papers_and_decay_matrices_only(definition):
+    start, gradients = start_and_gradients()
+    found = ours(definition.__name__, start, gradients)
+    for i, x in enumerate(start):
+        expected = definition(x, [step[i] for step in gradients], DECAY if x.ndim == 2 else 0.0)
+        assert np.abs(expected - x).max() > RATE / 2
+        np.testing.assert_allclose(found[i], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_muon_leaves_embeddings_to_adamw():
+    start, gradients = start_and_gradients()
+    embedding = keras.layers.Embedding(4, 6, name="token_embedding")
+    embedding.build()
+    embedding.embeddings.assign(start[0])
+    rates = {"learning_rate": RATE, "min_learning_rate": RATE, "warmup_steps": 0, "weight_decay": DECAY}
+    config = RunConfig(data=["x"], out="y", steps=10, optimizer="muon", beta_2=0.99, clip_norm=0.0, **rates)
+    optimizer = make_optimizer(config, embedding.trainable_variables)
+    for step in gradients:
+        optimizer.apply([keras.ops.array(step[0].astype("float32"))], embedding.trainable_variables)
+    expected = adamw(start[0], [step[0] for step in gradients], DECAY)
+    np.testing.assert_allclose(embedding.embeddings.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_clipped_by_their_global_norm():

@@ -31,7 +31,9 @@ def add_arguments(parser, function, positional=()):
             default = parameter.default
             options["default"] = list(default) if isinstance(default, tuple) else default
         if name in positional:
-            parser.add_argument(name, type=hints[name], **options)
+            items = _items(hints[name])
+            kind = {"type": items, "nargs": "+"} if items else {"type": hints[name]}
+            parser.add_argument(name, **kind, **options)
             continue
         if required:
             options["required"] = True

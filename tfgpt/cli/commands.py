@@ -211,6 +211,19 @@ def evaluate(model: str, data: list[str], stride: int | None = None, json: str |
     _write_json(json, dataclasses.asdict(result))
 
 
+def plot(runs: list[str], out: str = "curves.png"):
+    """Draw the loss curves of several runs in one picture.
+
+    Args:
+        runs: model directories that `tfgpt train` wrote, or is writing.
+        out: the PNG to be made.
+    """
+    from tfgpt.training.loss_curve import plot_runs
+
+    plot_runs(list(runs), out)
+    print(out)
+
+
 def export(
     model: str,
     out: str,

@@ -20,6 +20,7 @@ COMMANDS = {
     commands.train: (),
     commands.generate: ("model",),
     commands.evaluate: ("model",),
+    commands.plot: ("runs",),
     commands.export: ("model",),
     commands.parity: ("release",),
     commands.publish: ("release", "models"),

@@ -87,6 +87,11 @@ class TrainingDisplay:
             f"{result.bits_per_byte:.4f} bits a byte) over the whole split, at step {result.best_step} of "
             f"{result.steps}; {result.tokens_per_second:,.0f} tokens/s"
         )
+        if result.utilization is not None:
+            print(
+                f"model FLOPs utilization {result.utilization:.1%} of the {result.peak / 1e9:,.0f} GFLOP/s that matrix "
+                "products reached before the run"
+            )
         print(f"model: {result.directory}   curve: {result.directory}/training/loss.png")
 
 

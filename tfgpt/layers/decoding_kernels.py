@@ -41,7 +41,7 @@ def write_slots(buffer, new, index):
 
 def matmul(a, b, transpose_b=False):
     """The product of stacks of small matrices: `a` (..., M, N) and `b` (..., N, P), or (..., P, N) transposed."""
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or a.dtype == "float16":  # of which version 3 has no CPU kernel
         return ops.matmul(a, ops.swapaxes(b, -1, -2) if transpose_b else b)
     import tensorflow as tf
 

@@ -7,6 +7,8 @@ import dataclasses
 from tfgpt.errors import UserError
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
 @dataclasses.dataclass
@@ -30,16 +32,24 @@ class RunConfig:
         max_sequence_length: the context window, in tokens.
         dropout: rate at GPT-2's three places.
         initializer_range: standard deviation of the initial weights.
-        steps: optimizer steps.
-        batch_size: windows a step.
+        steps: updates by the optimizer.
+        batch_size: windows an update.
         learning_rate: the highest, after warm-up.
-        min_learning_rate: the last, at the end of the cosine.
+        min_learning_rate: the last, at the end of the decay.
         warmup_steps: of linear warm-up from 0; by default 100, or a tenth of a short run.
         weight_decay: of matrices; biases and normalization are never decayed.
-        beta_1: of AdamW.
-        beta_2: of AdamW.
-        epsilon: of AdamW.
+        beta_1: of AdamW, Lion and Muon's AdamW.
+        beta_2: of AdamW, Lion and Muon's AdamW.
+        epsilon: of AdamW and Muon's AdamW.
         clip_norm: the global gradient norm; 0 does not clip.
+        optimizer: "adamw", "adafactor", "lion" (which wants a third of AdamW's rate or less) or "muon".
+        schedule: after the warm-up: "cosine", "linear", "constant" or "wsd", constant with a linear decay at the end.
+        decay_fraction: of all steps, which the decay of "wsd" takes.
+        accumulate_steps: micro-batches that `batch_size` is split into, to need less memory; it divides `batch_size`.
+        ema_decay: of a moving average of the weights, which then is what is validated, sampled from and written, but
+            for training/last; about 1 / (1 - ema_decay) updates are averaged, 0 has none.
+        label_smoothing: of the targets, in training only.
+        z_loss: coefficient of log² of the softmax's denominator, in training only; PaLM has 1e-4.
         precision: "float32", "mixed_bfloat16" or "mixed_float16" (with loss scaling).
         jit_compile: compile the step with XLA; by default so, except for mixed_bfloat16 on a CPU.
         steps_per_execution: steps in one call of the compiled function; by default as many as fit the log.
@@ -53,6 +63,11 @@ class RunConfig:
         sample_prompt: continued at each validation; by default the beginning of the validation split.
         sample_tokens: length of that continuation; 0 takes no samples.
         tensorboard: write TensorBoard logs (the `plots` extra).
+        log_gradients: also log the norms of gradients, of each layer and of all, and with accumulate_steps the noise
+            scale; weight histograms at each validation.
+        measure_peak: measure this machine's matrix products first, under a second, and report the model FLOPs
+            utilization against them.
+        wandb: a Weights & Biases project to log to (the `wandb` extra); WANDB_MODE=offline keeps it on this machine.
         seed: of weights, windows, dropout and samples.
         overwrite: replace a model that `out` holds.
     """
@@ -80,6 +95,14 @@ class RunConfig:
     beta_2: float = 0.95
     epsilon: float = 1e-8
     clip_norm: float = 1.0
+    # Optimization.
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    decay_fraction: float = 0.2
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     precision: str = "float32"
     jit_compile: bool | None = None
     steps_per_execution: int | None = None
@@ -92,6 +115,10 @@ class RunConfig:
     sample_prompt: str | None = None
     sample_tokens: int = 64
     tensorboard: bool = True
+    # What is logged beside it.
+    log_gradients: bool = False
+    measure_peak: bool = False
+    wandb: str | None = None
     seed: int = 0
     overwrite: bool = False
 
@@ -115,6 +142,7 @@ class RunConfig:
             self._expect(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         self._expect("initializer_range", self.initializer_range is None or self.initializer_range > 0, "above 0")
         self._expect("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
+        self._check_optimization()
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._expect("warmup_steps", self.warmup_steps <= self.steps, f"at most the {self.steps} steps")
@@ -133,6 +161,17 @@ class RunConfig:
         self._expect("evaluate_every", self._divides(self.evaluate_every, self.steps), f"a divisor of {self.steps}")
         for name, whole in (("log_every", self.evaluate_every), ("steps_per_execution", self.log_every)):
             self._expect(name, self._divides(getattr(self, name), whole), f"a divisor of {whole}")
+
+    def _check_optimization(self):
+        self._expect("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        self._expect("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        self._expect("decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
+        divides = self._divides(self.accumulate_steps, self.batch_size)
+        self._expect("accumulate_steps", divides, f"a divisor of the batch_size {self.batch_size}")
+        for name in ("ema_decay", "label_smoothing"):
+            self._expect(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        self._expect("z_loss", self.z_loss >= 0, "0 or more")
+        self._expect("wandb", self.wandb is None or self.wandb, "the name of a project")
 
     def model_overrides(self):
         """The `GPT2Backbone` arguments that the run sets."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class TensorBoardLog:
-    """Writes losses, learning rate, speed and samples for TensorBoard.
+    """Writes losses, learning rate, speed, other measures, samples and histograms of weights for TensorBoard.
 
     Args:
         directory: of the event files.
@@ -31,6 +31,12 @@ class TensorBoardLog:
         """Logs a sample of text."""
         with self.writer.as_default(step=step):
             tf.summary.text("sample", f"```\n{text}\n```")
+
+    def add_weights(self, step, model):
+        """Logs a histogram of each variable."""
+        with self.writer.as_default(step=step):
+            for variable in model.trainable_variables:
+                tf.summary.histogram(f"weights/{variable.path}", variable.value)
 
     def close(self):
         """Flushes what was logged."""

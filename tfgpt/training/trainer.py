@@ -13,16 +13,22 @@ import keras
 
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
-from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
+from tfgpt.models.gpt2 import GPT2Backbone, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
 from tfgpt.text import sequential_windows, training_windows
-from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.training.averaging import AveragedValidation
+from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt, WeightHistograms
 from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
-from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
+from tfgpt.training.losses import TokenLoss
+from tfgpt.training.measures import make_measures
+from tfgpt.training.optimizer import make_optimizer, make_schedule
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.run_data import open_run_data
 from tfgpt.training.tensorboard import TensorBoardLog
+from tfgpt.training.train_step import TrainingCausalLM
+from tfgpt.training.utilization import utilization_of
+from tfgpt.training.wandb_log import WandbLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,8 @@ class TrainingResult:
         tokens_per_second: of training, the median.
         samples: (step, text) pairs.
         interrupted: whether Ctrl-C ended the run.
+        utilization: model FLOPs utilization at that speed; None where no peak was measured, as for the next.
+        peak: FLOP/s of matrix products on this machine.
     """
 
     directory: str
@@ -52,6 +60,8 @@ class TrainingResult:
     tokens_per_second: float
     samples: list
     interrupted: bool
+    utilization: float | None = None
+    peak: float | None = None
 
 
 class RunObserver:
@@ -87,6 +97,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     training = directory / "training"
     if (directory / "config.json").exists() and not config.overwrite:
         raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
+    WandbLog.check(config)
     keras.utils.set_random_seed(config.seed)
     observer.stage("reading text")
     data = open_run_data(config)
@@ -103,17 +114,27 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         _replace_run(directory, staging)
 
     write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
-    tensorboard = TensorBoardLog(training / "tensorboard") if _wants_tensorboard(config) else None
+    schedule = make_schedule(config)
+    utilization = None
+    if config.measure_peak:
+        observer.stage("measuring matrix products")
+        utilization = utilization_of(model)
+    loggers = _loggers(config, training)
     records = Records(
         training / "metrics.csv",
         config.batch_size * window,
         lambda step: float(schedule(step)),
-        on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
+        on_row=[observer.row, *(logger.add_row for logger in loggers)],
+        measures=make_measures(config, model, utilization),
     )
     checkpoints = Checkpoints(directory)
     interrupt = StopOnInterrupt()
-    callbacks = [checkpoints, records, interrupt]  # checkpoints first: a record that fails must not cost one
+    callbacks = [
+        AveragedValidation(),
+        checkpoints,
+        records,
+        interrupt,
+    ]  # checkpoints first: a record that fails must not cost one
     if config.sample_tokens:
         prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
         samples = Samples(
@@ -121,9 +142,11 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
             prompt,
             config.sample_tokens,
             config.seed,
-            on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
+            on_sample=[observer.sample, *(logger.add_sample for logger in loggers)],
         )
         callbacks.append(samples)
+    if config.log_gradients:
+        callbacks.append(WeightHistograms([logger.add_weights for logger in loggers]))
     if config.patience:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
     observer.begin(config, model.count_params())
@@ -142,8 +165,8 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     finally:
         interrupt.restore()
         observer.end()
-        if tensorboard:
-            tensorboard.close()
+        for logger in loggers:
+            logger.close()
 
     if checkpoints.best_step != records.step:
         observer.stage("reading the best weights back")
@@ -153,6 +176,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     evaluation = evaluate_tokens(model, tokens, validation_split.num_bytes, stride=window)
     plot_loss_curve(training / "loss.png", records.losses("loss"), records.losses("validation_loss"))
     speeds = sorted(row["tokens_per_second"] for row in records.rows if "tokens_per_second" in row)
+    speed = speeds[len(speeds) // 2]
     result = TrainingResult(
         directory=str(directory),
         parameters=model.count_params(),
@@ -161,9 +185,11 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         perplexity=evaluation.perplexity,
         bits_per_byte=evaluation.bits_per_byte,
         best_step=checkpoints.best_step,
-        tokens_per_second=speeds[len(speeds) // 2],
+        tokens_per_second=speed,
         samples=samples.samples if config.sample_tokens else [],
         interrupted=interrupt.interrupted,
+        utilization=utilization and utilization({"tokens_per_second": speed})["utilization"],
+        peak=utilization and utilization.peak,
     )
     write_text(training / "summary.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
@@ -177,7 +203,14 @@ def make_model(config, model_config, tokenizer):
         )
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
-    model = GPT2CausalLM(GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer)
+    model = TrainingCausalLM(
+        GPT2Backbone(**model_config, dtype=config.precision),
+        tokenizer,
+        label_smoothing=config.label_smoothing,
+        z_loss=config.z_loss,
+        accumulate_steps=config.accumulate_steps,
+        log_gradients=config.log_gradients,
+    )
     optimizer = make_optimizer(config, model.trainable_variables)
     optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
     jit_compile = config.jit_compile
@@ -186,8 +219,7 @@ def make_model(config, model_config, tokenizer):
         jit_compile = config.precision != "mixed_bfloat16"
     model.compile(
         optimizer=optimizer,
-        # Validation batches are padded with rows of weight 0, which must not count in the mean.
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
+        loss=TokenLoss(),  # of validation, whatever training adds to it
         steps_per_execution=config.steps_per_execution,
         jit_compile=jit_compile,
     )
@@ -225,5 +257,10 @@ def _replace_run(directory, tokens):
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
 
 
-def _wants_tensorboard(config):
-    return config.tensorboard and TensorBoardLog.available()
+def _loggers(config, training):
+    loggers = []
+    if config.tensorboard and TensorBoardLog.available():
+        loggers.append(TensorBoardLog(training / "tensorboard"))
+    if config.wandb is not None:
+        loggers.append(WandbLog(config, training))
+    return loggers
