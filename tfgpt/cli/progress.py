@@ -35,6 +35,9 @@ class TrainingDisplay:
         self._status.update(text)
         self._status.start()
 
+    def distribution(self, text):
+        STDERR.print(text)
+
     def begin(self, config, parameters):
         self._status.stop()
         STDERR.print(

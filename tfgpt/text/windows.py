@@ -10,7 +10,7 @@ from tfgpt.errors import UserError
 PREFETCH = 3  # batches; a fixed number, see `_without_autotune`
 
 
-def training_windows(split, window, batch_size, seed, start_step=0):
+def training_windows(split, window, batch_size, seed, start_step=0, num_pipelines=1, pipeline=0):
     """An endless dataset of `(inputs, targets)`, int32 (B, T) each, targets one token ahead.
 
     Batch `i` depends on `seed` and `start_step + i` alone (see `WindowSampler`), so that a run which stopped after
@@ -22,23 +22,26 @@ def training_windows(split, window, batch_size, seed, start_step=0):
         batch_size: B.
         seed: a non-negative int.
         start_step: the number of the first batch.
+        num_pipelines: n pipelines share each batch, as the workers of a cluster do; n divides B.
+        pipeline: the number k of this one, whose batches are rows k B / n to (k + 1) B / n of the whole ones.
 
     Raises:
         UserError: if the split is shorter than a window and its last target, T + 1 tokens.
     """
     sampler = WindowSampler(split, window, batch_size, seed)
+    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def inputs_and_targets(step):
         # Stateful is what TensorFlow calls a function that it may not fold or merge with another; ours is pure.
-        tokens = tf.numpy_function(sampler.batch, [step], tf.int32, stateful=False)
-        tokens = tf.ensure_shape(tokens, (batch_size, window + 1))
+        tokens = tf.numpy_function(lambda step: sampler.batch(step)[rows], [step], tf.int32, stateful=False)
+        tokens = tf.ensure_shape(tokens, (batch_size // num_pipelines, window + 1))
         return tokens[:, :-1], tokens[:, 1:]
 
     steps = tf.data.Dataset.counter(start=start_step)
     return _without_autotune(steps.map(inputs_and_targets).prefetch(PREFETCH))
 
 
-def sequential_windows(split, window, batch_size, num_batches=None):
+def sequential_windows(split, window, batch_size, num_batches=None, num_pipelines=1, pipeline=0):
     """A finite dataset of `(inputs, targets, weights)`, (B, T) each, in which every token of the split but the first
     is a target of weight 1 exactly once.
 
@@ -50,6 +53,7 @@ def sequential_windows(split, window, batch_size, num_batches=None):
         window: T, tokens a row.
         batch_size: B.
         num_batches: take so many batches at most, spread evenly over the split; by default all of them.
+        num_pipelines, pipeline: as in `training_windows`.
 
     Raises:
         UserError: if the split is shorter than a window and its last target, T + 1 tokens.
@@ -58,17 +62,19 @@ def sequential_windows(split, window, batch_size, num_batches=None):
     size = batch_size * window
     all_batches = -(-(split.num_tokens - 1) // size)
     taken = np.linspace(0, all_batches - 1, min(num_batches or all_batches, all_batches)).round().astype(np.int64)
+    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def batch(number):
         tokens = split.read(number * size, (number + 1) * size + 1)  # one more: the last target
         weights = np.arange(size) < len(tokens) - 1
         tokens = np.pad(tokens, (0, size + 1 - len(tokens)))
         shape = (batch_size, window)
-        return tokens[:-1].reshape(shape), tokens[1:].reshape(shape), weights.reshape(shape).astype(np.float32)
+        arrays = tokens[:-1], tokens[1:], weights.astype(np.float32)
+        return tuple(array.reshape(shape)[rows] for array in arrays)
 
     def inputs_targets_and_weights(number):
         arrays = tf.numpy_function(batch, [number], (tf.int32, tf.int32, tf.float32), stateful=False)
-        return tuple(tf.ensure_shape(array, (batch_size, window)) for array in arrays)
+        return tuple(tf.ensure_shape(array, (batch_size // num_pipelines, window)) for array in arrays)
 
     batches = tf.data.Dataset.from_tensor_slices(taken)
     return _without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
@@ -153,6 +159,13 @@ class WindowSampler:
         for shard in np.unique(shards):
             rows = shards == shard
             out[rows] = self._views[shard][starts[rows]]
+
+
+def _rows_of_pipeline(batch_size, num_pipelines, pipeline):
+    if batch_size % num_pipelines:
+        raise UserError(f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} workers")
+    share = batch_size // num_pipelines
+    return slice(pipeline * share, (pipeline + 1) * share)
 
 
 def _check(split, window, batch_size, num_tokens):

@@ -17,7 +17,7 @@ COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "tokens_per_secon
 
 
 class Records(keras.callbacks.Callback):
-    """Keeps the loss of every execution, writes `metrics.csv`, and tells others of each row.
+    """Keeps the loss of the steps of each row, writes `metrics.csv`, and tells others of each row.
 
     Keras' logs hold the mean since the epoch began; the loss of the last steps alone is worked out from two such means.
 
@@ -26,10 +26,12 @@ class Records(keras.callbacks.Callback):
         tokens_per_step: B × T.
         learning_rate: a function of the step.
         on_row: functions called with each row, a dictionary with the keys `COLUMNS`.
+        log_every: steps between rows, where executions have fewer.
     """
 
-    def __init__(self, path, tokens_per_step, learning_rate, on_row=()):
+    def __init__(self, path, tokens_per_step, learning_rate, on_row=(), log_every=1):
         super().__init__()
+        self.log_every = log_every
         self.path, self.tokens_per_step, self.learning_rate = pathlib.Path(path), tokens_per_step, learning_rate
         self.on_row = on_row
         self.rows = []
@@ -48,6 +50,8 @@ class Records(keras.callbacks.Callback):
         self._last = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) % self.log_every and not self.model.stop_training:
+            return
         steps = batch + 1 - self._epoch_step
         loss = (logs["loss"] * (batch + 1) - self._epoch_mean * self._epoch_step) / steps
         self._epoch_step, self._epoch_mean = batch + 1, logs["loss"]
@@ -163,8 +167,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, signum, frame):
-        self.interrupted = True
-        self.model.stop_training = True
+        self.interrupted = True  # heeded at the end of a step, where workers of a cluster can agree on it
         signal.signal(signal.SIGINT, self._previous)
 
     def on_train_batch_end(self, batch, logs=None):

@@ -7,6 +7,7 @@ import dataclasses
 from tfgpt.errors import UserError
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
 TOKENIZERS = ("bpe", "character")
 
 
@@ -28,7 +29,7 @@ class RunConfig:
         dropout: rate at GPT-2's three places.
         initializer_range: standard deviation of the initial weights.
         steps: optimizer steps.
-        batch_size: windows a step.
+        batch_size: windows a step, over all replicas.
         learning_rate: the highest, after warm-up.
         min_learning_rate: the last, at the end of the cosine.
         warmup_steps: of linear warm-up from 0; by default 100, or a tenth of a short run.
@@ -52,6 +53,8 @@ class RunConfig:
         tensorboard: write TensorBoard logs (the `plots` extra).
         seed: of weights, windows, dropout and samples.
         overwrite: replace a model that `out` holds.
+        strategy: where the replicas are: "one_device", "mirrored" (this machine's GPUs), "multi_worker" (`TF_CONFIG`'s
+            machines) or "tpu"; "auto" takes what there is.
     """
 
     data: list[str]
@@ -90,6 +93,8 @@ class RunConfig:
     tensorboard: bool = True
     seed: int = 0
     overwrite: bool = False
+    # distribution
+    strategy: str = "auto"
 
     def __post_init__(self):
         """Checks ranges, and fills in what follows from other fields."""
@@ -113,6 +118,7 @@ class RunConfig:
         self._expect("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._expect("strategy", self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
         self._expect("warmup_steps", self.warmup_steps <= self.steps, f"at most the {self.steps} steps")
         self._expect("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         if self.evaluate_every is None:

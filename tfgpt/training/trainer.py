@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
 
 import keras
+import tensorflow as tf
 
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
@@ -24,6 +26,13 @@ from tfgpt.text import (
     write_token_shards,
 )
 from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.training.distributed_fit import (
+    distributed_model_class,
+    separate_random_streams,
+    steps_per_execution,
+    sum_gradients_first,
+)
+from tfgpt.training.distribution import AgreeOnStopping, Distribution
 from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
 from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
@@ -66,6 +75,9 @@ class RunObserver:
     def stage(self, text):
         """A stage begins."""
 
+    def distribution(self, text):
+        """How the batch is shared out over replicas, and its learning rate."""
+
     def begin(self, config, parameters):
         """Training begins."""
 
@@ -79,8 +91,10 @@ class RunObserver:
         """Training has ended."""
 
 
-def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult:
+def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult | None:
     """Trains a GPT-2 on text by `model.fit`, and writes a model directory.
+
+    In a cluster every worker calls this; the chief alone writes, and the others return None.
 
     The directory's top holds the best weights by validation loss; `training/` the run's configuration, token shards,
     metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, and the last weights in `last`.
@@ -88,7 +102,12 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     Raises:
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
     """
-    observer = observer or RunObserver()
+    distribution = Distribution.open(config.strategy, config.batch_size)
+    with distribution.private_directory(config) as private:
+        return _train(private, observer or RunObserver(), distribution)
+
+
+def _train(config, observer, distribution):
     directory = pathlib.Path(config.out)
     training = directory / "training"
     if (directory / "config.json").exists() and not config.overwrite:
@@ -99,15 +118,21 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     model_config = preset_config(config.preset) | config.model_overrides()
     observer.stage("tokenizing")
     tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
-    model = make_model(config, model_config, tokenizer)
+    with distribution.scope():
+        model = make_model(config, model_config, tokenizer)
     window = model.backbone.max_sequence_length
     # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
     with _staging(directory) as staging:
         shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
         del documents
         validation_split = shards.split("validation")
-        dataset = training_windows(shards.split("train"), window, config.batch_size, config.seed)
-        validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
+        batch_size = config.batch_size
+        train_windows = functools.partial(training_windows, shards.split("train"), window, batch_size, config.seed)
+        dataset = distribution.dataset(train_windows, batch_size)
+        validation_windows = functools.partial(
+            sequential_windows, validation_split, window, batch_size, config.validation_batches
+        )
+        validation = distribution.dataset(validation_windows, batch_size)
         _replace_run(directory, staging)
 
     write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -118,10 +143,11 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         config.batch_size * window,
         lambda step: float(schedule(step)),
         on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
+        log_every=config.log_every,
     )
     checkpoints = Checkpoints(directory)
     interrupt = StopOnInterrupt()
-    callbacks = [checkpoints, records, interrupt]  # checkpoints first: a record that fails must not cost one
+    callbacks = [checkpoints, interrupt, records]  # checkpoints first: a record that fails must not cost one
     if config.sample_tokens:
         prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
         samples = Samples(
@@ -134,6 +160,11 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         callbacks.append(samples)
     if config.patience:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
+    if distribution.cluster.workers:
+        callbacks.append(AgreeOnStopping(distribution))
+    with distribution.scope():
+        separate_random_streams(model)
+    observer.distribution(distribution.describe(config))
     observer.begin(config, model.count_params())
     try:
         model.fit(
@@ -141,6 +172,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
             epochs=config.steps // config.evaluate_every,
             steps_per_epoch=config.evaluate_every,
             validation_data=validation,
+            validation_steps=int(validation_windows().cardinality()),  # a distributed dataset does not tell
             callbacks=callbacks,
             verbose=0,
             shuffle=False,  # the windows are shuffled already
@@ -152,6 +184,8 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         observer.end()
         if tensorboard:
             tensorboard.close()
+    if not distribution.chief:
+        return None
 
     if checkpoints.best_step != records.step:
         observer.stage("reading the best weights back")
@@ -200,20 +234,24 @@ def make_model(config, model_config, tokenizer):
         )
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
-    model = GPT2CausalLM(GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer)
+    model = distributed_model_class(GPT2CausalLM)(
+        GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer
+    )
     optimizer = make_optimizer(config, model.trainable_variables)
     optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
     jit_compile = config.jit_compile
     if jit_compile is None:
         # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
-        jit_compile = config.precision != "mixed_bfloat16"
+        # Nor does it compile the sums over replicas.
+        jit_compile = config.precision != "mixed_bfloat16" and not tf.distribute.has_strategy()
     model.compile(
         optimizer=optimizer,
         # Validation batches are padded with rows of weight 0, which must not count in the mean.
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
-        steps_per_execution=config.steps_per_execution,
+        steps_per_execution=steps_per_execution(config),
         jit_compile=jit_compile,
     )
+    sum_gradients_first(model.optimizer)
     return model
 
 
