@@ -36,7 +36,7 @@ class TrainingDisplay:
         self._status.start()
 
     def distribution(self, text):
-        STDERR.print(text)
+        STDERR.print(text, soft_wrap=True)
 
     def begin(self, config, parameters):
         self._status.stop()
