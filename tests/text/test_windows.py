@@ -147,3 +147,23 @@ def test_bad_arguments():
         sequential_windows(make_split(100), 8, 0)
     with pytest.raises(UserError, match="found the seed -1; expected 0 or more"):
         training_windows(make_split(100), 8, 2, seed=-1)
+
+
+@pytest.mark.parametrize("num_pipelines", [1, 2, 3])
+def test_pipelines_share_each_batch_without_overlap(num_pipelines):
+    split = make_split(500)
+    for make in (
+        lambda **share: training_windows(split, 8, 6, seed=3, start_step=2, **share).take(4),
+        lambda **share: sequential_windows(split, 8, 6, **share),
+    ):
+        whole = [[part.numpy() for part in batch] for batch in make()]
+        shares = [make(num_pipelines=num_pipelines, pipeline=k) for k in range(num_pipelines)]
+        for batch, *rows in zip(whole, *shares, strict=True):
+            assert {part.shape for share in rows for part in share} == {(6 // num_pipelines, 8)}
+            for number, part in enumerate(batch):
+                assert (np.concatenate([share[number].numpy() for share in rows]) == part).all()
+
+
+def test_pipelines_divide_the_batch():
+    with pytest.raises(UserError, match="batch_size is 6, expected a multiple of the 4 workers"):
+        training_windows(make_split(500), 8, 6, seed=0, num_pipelines=4)

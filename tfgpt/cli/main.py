@@ -10,7 +10,7 @@ import jsonargparse
 
 from tfgpt.cli import commands
 from tfgpt.cli.arguments import add_arguments
-from tfgpt.errors import UserError
+from tfgpt.errors import UserError, WorkerLostError
 from tfgpt.training.run_config import RunConfig
 from tfgpt.version import __version__
 
@@ -42,6 +42,9 @@ def main(arguments=None):
     except UserError as error:
         print(f"tfgpt: {error}", file=sys.stderr)
         return 2
+    except WorkerLostError as error:
+        print(f"tfgpt: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tfgpt: interrupted", file=sys.stderr)
         return 130

@@ -32,13 +32,14 @@ class Distribution:
     cluster: Cluster
 
     @classmethod
-    def open(cls, name, batch_size):
+    def open(cls, name, batch_size, jit_compile=None):
         """Chooses and starts a strategy; that of several workers waits until all of them are there.
 
         Args:
             name: "auto" takes multi_worker where `TF_CONFIG` names several workers, tpu where there is a TPU,
                 mirrored where there are several GPUs, and else one_device.
             batch_size: the global one.
+            jit_compile: whether the run is to compile its step with XLA.
 
         Raises:
             UserError: if this machine cannot give the strategy, or its replicas do not divide the batch.
@@ -52,6 +53,8 @@ class Distribution:
                 "strategy such as multi_worker, and a TF_CONFIG without tasks of type 'ps'"
             )
         _check_cluster(name, cluster, batch_size)
+        if jit_compile and name in ("mirrored", "multi_worker"):
+            raise UserError(f"jit_compile is true, expected false with strategy {name}: XLA does not sum over replicas")
         strategy = _OPENERS[name]()
         replicas = strategy.num_replicas_in_sync
         if batch_size % replicas:

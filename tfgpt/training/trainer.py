@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfgpt.atomic import write_text
-from tfgpt.errors import UserError
+from tfgpt.errors import UserError, WorkerLostError
 from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
 from tfgpt.text import (
@@ -102,7 +102,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     Raises:
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
     """
-    distribution = Distribution.open(config.strategy, config.batch_size)
+    distribution = Distribution.open(config.strategy, config.batch_size, config.jit_compile)
     with distribution.private_directory(config) as private:
         return _train(private, observer or RunObserver(), distribution)
 
@@ -179,6 +179,8 @@ def _train(config, observer, distribution):
         )
     except OSError as error:
         raise UserError(f"cannot write {training}: {(error.strerror or str(error)).lower()}") from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise WorkerLostError(f"another worker was lost after step {records.step}; all have to start again") from error
     finally:
         interrupt.restore()
         observer.end()
