@@ -15,7 +15,7 @@ from tfgpt.training.run_config import RunConfig
 
 WORKER = pathlib.Path(__file__).parent / "distributed_worker.py"
 ROOT = WORKER.parents[2]
-TIMEOUT = 240  # a collective operation that waits for a process which is gone waits forever
+TIMEOUT = 420  # a collective operation that waits for a process which is gone waits forever
 STEPS, EVERY = 12, 6
 
 

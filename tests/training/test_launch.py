@@ -55,10 +55,9 @@ def test_the_chiefs_output_is_the_runs(script, capfd):
 
 def test_one_failure_ends_all_and_gives_the_exit_code(script, capfd, tmp_path):
     command = script(
-        "import os, pathlib, time\npathlib.Path(sys.argv[1], f'pid{index}').write_text(str(os.getpid()))\n".replace(
-            "sys", "__import__('sys')"
-        )
-        + "if index == 1: time.sleep(1); print('no more'); raise SystemExit(7)\n"
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1], f'pid{index}').write_text(str(os.getpid()))\n"
+        "if index == 1: time.sleep(1); print('no more'); raise SystemExit(7)\n"
         "time.sleep(600)"
     )
     assert launch_workers(command, 3) == 7
