@@ -165,3 +165,18 @@ def test_bad_arguments():
         training_windows(make_split(100), 8, 6, seed=0, num_pipelines=4)
     with pytest.raises(UserError, match="found input pipeline 2; expected 0 to 1"):
         training_windows(make_split(100), 8, 6, seed=0, num_pipelines=2, pipeline=2)
+
+
+@pytest.mark.parametrize("num_pipelines", [1, 2, 3])
+def test_pipelines_share_each_batch_without_overlap(num_pipelines):
+    split = make_split(500)
+    for make in (
+        lambda **share: training_windows(split, 8, 6, seed=3, start_step=2, **share).take(4),
+        lambda **share: sequential_windows(split, 8, 6, **share),
+    ):
+        whole = [[part.numpy() for part in batch] for batch in make()]
+        shares = [make(num_pipelines=num_pipelines, pipeline=k) for k in range(num_pipelines)]
+        for batch, *rows in zip(whole, *shares, strict=True):
+            assert {part.shape for share in rows for part in share} == {(6 // num_pipelines, 8)}
+            for number, part in enumerate(batch):
+                assert (np.concatenate([share[number].numpy() for share in rows]) == part).all()

@@ -23,7 +23,10 @@ def train(json: str | None = None, **run):
     """
     config = RunConfig(**run)
     from tfgpt.cli.progress import TrainingDisplay
+    from tfgpt.training.cluster import Cluster
 
+    if not Cluster.from_environment().chief:
+        return _train_silently(config)
     with TrainingDisplay() as display:
         import_tensorflow()
         from tfgpt.training.trainer import train as train_model
@@ -72,6 +75,27 @@ def prepare(
     options = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens, "seed": seed}
     figures = run_prepare(list(data), out, tokenizer, vocabulary_size, workers, overwrite=overwrite, **options)
     _write_json(json, figures)
+
+
+def _train_silently(config):
+    """What the workers of a cluster do beside its chief, who prints."""
+    import_tensorflow()
+    from tfgpt.training.trainer import train as train_model
+
+    train_model(config)
+
+
+def launch(workers: int, restarts: int = 0, **command):
+    """Run a command as a cluster of workers on this machine: tfgpt launch --workers 2 -- train --data ...
+
+    Args:
+        workers: how many processes; the first is the chief, whose output is shown.
+        restarts: how often all of them are started anew after one was lost.
+        **command: `command`, the arguments that follow --.
+    """
+    from tfgpt.training.launch import launch_workers
+
+    return launch_workers(command.get("command", []), workers, restarts)
 
 
 def generate(

@@ -10,7 +10,7 @@ import jsonargparse
 
 from tfgpt.cli import commands
 from tfgpt.cli.arguments import add_arguments
-from tfgpt.errors import UserError
+from tfgpt.errors import UserError, WorkerLostError
 from tfgpt.training.run_config import RunConfig
 from tfgpt.version import __version__
 
@@ -18,6 +18,7 @@ from tfgpt.version import __version__
 COMMANDS = {
     commands.prepare: (),
     commands.train: (),
+    commands.launch: (),
     commands.generate: ("model",),
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
@@ -31,18 +32,33 @@ COMMANDS = {
 
 def main(arguments=None):
     """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C."""
+    arguments, launched = _split_launched(sys.argv[1:] if arguments is None else arguments)
     chosen = build_parser().parse_args(arguments)
     function = next(command for command in COMMANDS if command.__name__ == chosen.command)
     options = chosen[chosen.command].as_dict()
     options.pop("config", None)
+    if launched is not None:
+        options["command"] = launched
     try:
         return function(**options) or 0
     except UserError as error:
         print(f"tfgpt: {error}", file=sys.stderr)
         return 2
+    except WorkerLostError as error:
+        print(f"tfgpt: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tfgpt: interrupted", file=sys.stderr)
         return 130
+
+
+def _split_launched(arguments):
+    """The arguments before --, and the command after it, which `launch` hands on as it is."""
+    arguments = list(arguments)
+    if arguments[:1] != ["launch"] or "--" not in arguments:
+        return arguments, None
+    end = arguments.index("--")
+    return arguments[:end], arguments[end + 1 :]
 
 
 def build_parser():

@@ -43,6 +43,9 @@ class TrainingDisplay:
         self._status.update(text)
         self._status.start()
 
+    def distribution(self, text):
+        STDERR.print(text, soft_wrap=True)
+
     def begin(self, config, parameters):
         self._status.stop()
         STDERR.print(

@@ -31,29 +31,22 @@ def training_windows(split, window, batch_size, seed, start_step=0, num_pipeline
             share the batch evenly.
     """
     sampler = make_sampler(split, window, batch_size, seed)
-    if num_pipelines < 1 or batch_size % num_pipelines:
-        raise UserError(
-            f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} input pipelines that share it"
-        )
-    if not 0 <= pipeline < num_pipelines:
-        raise UserError(f"found input pipeline {pipeline}; expected 0 to {num_pipelines - 1}")
-    rows = batch_size // num_pipelines
+    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def read(step):
-        first = int(step) * batch_size + pipeline * rows
-        return sampler.samples(np.arange(first, first + rows))
+        return sampler.samples(int(step) * batch_size + np.arange(rows.start, rows.stop))
 
     def inputs_and_targets(step):
         # Stateful is what TensorFlow calls a function that it may not fold or merge with another; ours is pure.
         tokens = tf.numpy_function(read, [step], tf.int32, stateful=False)
-        tokens = tf.ensure_shape(tokens, (rows, window + 1))
+        tokens = tf.ensure_shape(tokens, (batch_size // num_pipelines, window + 1))
         return tokens[:, :-1], tokens[:, 1:]
 
     steps = tf.data.Dataset.counter(start=start_step)
     return _without_autotune(steps.map(inputs_and_targets).prefetch(PREFETCH))
 
 
-def sequential_windows(split, window, batch_size, num_batches=None):
+def sequential_windows(split, window, batch_size, num_batches=None, num_pipelines=1, pipeline=0):
     """A finite dataset of `(inputs, targets, weights)`, (B, T) each, in which every token of the split but the first
     is a target of weight 1 exactly once.
 
@@ -65,6 +58,7 @@ def sequential_windows(split, window, batch_size, num_batches=None):
         window: T, tokens a row.
         batch_size: B.
         num_batches: take so many batches at most, spread evenly over the split; by default all of them.
+        num_pipelines, pipeline: as in `training_windows`.
 
     Raises:
         UserError: if the split is shorter than a window and its last target, T + 1 tokens.
@@ -73,20 +67,33 @@ def sequential_windows(split, window, batch_size, num_batches=None):
     size = batch_size * window
     all_batches = -(-(split.num_tokens - 1) // size)
     taken = np.linspace(0, all_batches - 1, min(num_batches or all_batches, all_batches)).round().astype(np.int64)
+    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def batch(number):
         tokens = split.read(number * size, (number + 1) * size + 1)  # one more: the last target
         weights = np.arange(size) < len(tokens) - 1
         tokens = np.pad(tokens, (0, size + 1 - len(tokens)))
         shape = (batch_size, window)
-        return tokens[:-1].reshape(shape), tokens[1:].reshape(shape), weights.reshape(shape).astype(np.float32)
+        arrays = tokens[:-1], tokens[1:], weights.astype(np.float32)
+        return tuple(array.reshape(shape)[rows] for array in arrays)
 
     def inputs_targets_and_weights(number):
         arrays = tf.numpy_function(batch, [number], (tf.int32, tf.int32, tf.float32), stateful=False)
-        return tuple(tf.ensure_shape(array, (batch_size, window)) for array in arrays)
+        return tuple(tf.ensure_shape(array, (batch_size // num_pipelines, window)) for array in arrays)
 
     batches = tf.data.Dataset.from_tensor_slices(taken)
     return _without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
+
+
+def _rows_of_pipeline(batch_size, num_pipelines, pipeline):
+    if num_pipelines < 1 or batch_size % num_pipelines:
+        raise UserError(
+            f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} input pipelines that share it"
+        )
+    if not 0 <= pipeline < num_pipelines:
+        raise UserError(f"found input pipeline {pipeline}; expected 0 to {num_pipelines - 1}")
+    rows = batch_size // num_pipelines
+    return slice(pipeline * rows, (pipeline + 1) * rows)
 
 
 def _without_autotune(dataset):

@@ -12,13 +12,12 @@ import keras
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2.model_directory import write_model_files
-from tfgpt.training.averaging import averaged_weights
 
 COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "tokens_per_second", "seconds")
 
 
 class Records(keras.callbacks.Callback):
-    """Keeps the loss of every execution, writes `metrics.csv`, and tells others of each row.
+    """Keeps the loss of the steps of each row, writes `metrics.csv`, and tells others of each row.
 
     Keras' logs hold the mean since the epoch began; the loss of the last steps alone is worked out from two such means.
 
@@ -26,15 +25,15 @@ class Records(keras.callbacks.Callback):
         path: of the CSV file.
         tokens_per_step: B × T.
         learning_rate: a function of the step.
-        on_row: functions called with each row, a dictionary with the keys `COLUMNS` and those of the measures.
-        measures: of `tfgpt.training.measures`: functions of a row of training that give it more columns.
+        on_row: functions called with each row, a dictionary with the keys `COLUMNS`.
+        log_every: steps between rows, where executions have fewer.
     """
 
-    def __init__(self, path, tokens_per_step, learning_rate, on_row=(), measures=()):
+    def __init__(self, path, tokens_per_step, learning_rate, on_row=(), log_every=1):
         super().__init__()
+        self.log_every = log_every
         self.path, self.tokens_per_step, self.learning_rate = pathlib.Path(path), tokens_per_step, learning_rate
         self.on_row = on_row
-        self.measures = measures
         self.rows = []
         self.step = 0  # of the run
         self._epoch_step = 0
@@ -43,9 +42,7 @@ class Records(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._start = self._last = time.perf_counter()
         self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed when training ends)
-        self._writer = csv.DictWriter(
-            self._file, (*COLUMNS, *(column for each in self.measures for column in each.columns))
-        )
+        self._writer = csv.DictWriter(self._file, COLUMNS)
         self._writer.writeheader()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -53,6 +50,8 @@ class Records(keras.callbacks.Callback):
         self._last = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) % self.log_every and not self.model.stop_training:
+            return
         steps = batch + 1 - self._epoch_step
         loss = (logs["loss"] * (batch + 1) - self._epoch_mean * self._epoch_step) / steps
         self._epoch_step, self._epoch_mean = batch + 1, logs["loss"]
@@ -63,15 +62,12 @@ class Records(keras.callbacks.Callback):
                 f"the loss became {loss} between steps {self.step - steps + 1} and {self.step}, expected a finite one; "
                 "try a lower learning_rate or another precision"
             )
-        row = {
-            "step": self.step,
-            "loss": loss,
-            "learning_rate": self.learning_rate(self.step),
-            "tokens_per_second": steps * self.tokens_per_step / (now - self._last),
-        }
-        for measure in self.measures:
-            row |= measure(row)
-        self._add(**row)
+        self._add(
+            step=self.step,
+            loss=loss,
+            learning_rate=self.learning_rate(self.step),
+            tokens_per_second=steps * self.tokens_per_step / (now - self._last),
+        )
         self._last = now
 
     def on_epoch_end(self, epoch, logs=None):
@@ -97,9 +93,6 @@ class Records(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """Writes the model after each validation: to `last`, and when it is the best so far to the model directory.
 
-    A moving average of the weights is what is validated, and so what the model directory gets; `last` has the weights
-    that training goes on from.
-
     Args:
         directory: the model directory; `last` is `training/last` in it.
     """
@@ -122,8 +115,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.save_last()
         if logs.get("val_loss", -math.inf) < self.best_loss:
             self.best_loss, self.best_step = logs["val_loss"], self._step
-            with averaged_weights(self.model):
-                write_model_files(self.model, self.directory)
+            write_model_files(self.model, self.directory)
 
     def save_last(self):
         """Writes the weights of now to `training/last`."""
@@ -155,30 +147,11 @@ class Samples(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._steps += self._batch
-        settings = {"max_new_tokens": self.max_new_tokens, "temperature": 0.8, "seed": self.seed}
-        with averaged_weights(self.model):
-            text = self.model.generate(self.prompt, **settings)
+        text = self.model.generate(self.prompt, max_new_tokens=self.max_new_tokens, temperature=0.8, seed=self.seed)
         self.samples.append((self._steps, text))
         write_text(self.path, "\n\n".join(f"=== step {step} ===\n{text}" for step, text in self.samples) + "\n")
         for function in self.on_sample:
             function(self._steps, text)
-
-
-class WeightHistograms(keras.callbacks.Callback):
-    """Gives the model to loggers after each validation.
-
-    Args:
-        on_weights: functions called with the step and the model.
-    """
-
-    def __init__(self, on_weights):
-        super().__init__()
-        self.on_weights = on_weights
-
-    def on_epoch_end(self, epoch, logs=None):
-        if "val_loss" in logs:
-            for function in self.on_weights:
-                function((epoch + 1) * self.params["steps"], self.model)
 
 
 class StopOnInterrupt(keras.callbacks.Callback):
@@ -194,8 +167,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, signum, frame):
-        self.interrupted = True
-        self.model.stop_training = True
+        self.interrupted = True  # heeded at the end of a step, where workers of a cluster can agree on it
         signal.signal(signal.SIGINT, self._previous)
 
     def on_train_batch_end(self, batch, logs=None):

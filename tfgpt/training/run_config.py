@@ -9,6 +9,7 @@ from tfgpt.errors import UserError
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class RunConfig:
         dropout: rate at GPT-2's three places.
         initializer_range: standard deviation of the initial weights.
         steps: updates by the optimizer.
-        batch_size: windows an update.
+        batch_size: windows an update, over all replicas.
         learning_rate: the highest, after warm-up.
         min_learning_rate: the last, at the end of the decay.
         warmup_steps: of linear warm-up from 0; by default 100, or a tenth of a short run.
@@ -70,6 +71,8 @@ class RunConfig:
         wandb: a Weights & Biases project to log to (the `wandb` extra); WANDB_MODE=offline keeps it on this machine.
         seed: of weights, windows, dropout and samples.
         overwrite: replace a model that `out` holds.
+        strategy: where the replicas are: "one_device", "mirrored" (this machine's GPUs), "multi_worker" (`TF_CONFIG`'s
+            machines) or "tpu"; "auto" takes what there is.
     """
 
     data: list[str]
@@ -121,6 +124,8 @@ class RunConfig:
     wandb: str | None = None
     seed: int = 0
     overwrite: bool = False
+    # Distribution.
+    strategy: str = "auto"
 
     def __post_init__(self):
         """Checks ranges, and fills in what follows from other fields."""
@@ -145,6 +150,7 @@ class RunConfig:
         self._check_optimization()
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._expect("strategy", self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
         self._expect("warmup_steps", self.warmup_steps <= self.steps, f"at most the {self.steps} steps")
         self._expect("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         if self.evaluate_every is None:

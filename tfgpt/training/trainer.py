@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
 
 import keras
+import tensorflow as tf
 
 from tfgpt.atomic import write_text
-from tfgpt.errors import UserError
-from tfgpt.models.gpt2 import GPT2Backbone, preset_config
+from tfgpt.errors import UserError, WorkerLostError
+from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
-from tfgpt.text import sequential_windows, training_windows
-from tfgpt.training.averaging import AveragedValidation
-from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt, WeightHistograms
+from tfgpt.text import (
+    BytePairTokenizer,
+    CharacterTokenizer,
+    read_documents,
+    sequential_windows,
+    training_windows,
+    write_token_shards,
+)
+from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.training.distributed_fit import (
+    distributed_model_class,
+    separate_random_streams,
+    steps_per_execution,
+    sum_gradients_first,
+)
+from tfgpt.training.distribution import AgreeOnStopping, Distribution
 from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
-from tfgpt.training.losses import TokenLoss
-from tfgpt.training.measures import make_measures
-from tfgpt.training.optimizer import make_optimizer, make_schedule
-from tfgpt.training.run_config import RunConfig
-from tfgpt.training.run_data import open_run_data
+from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
+from tfgpt.training.run_config import TOKENIZERS, RunConfig
 from tfgpt.training.tensorboard import TensorBoardLog
-from tfgpt.training.train_step import TrainingCausalLM
-from tfgpt.training.utilization import utilization_of
-from tfgpt.training.wandb_log import WandbLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +55,6 @@ class TrainingResult:
         tokens_per_second: of training, the median.
         samples: (step, text) pairs.
         interrupted: whether Ctrl-C ended the run.
-        utilization: model FLOPs utilization at that speed; None where no peak was measured, as for the next.
-        peak: FLOP/s of matrix products on this machine.
     """
 
     directory: str
@@ -60,8 +67,6 @@ class TrainingResult:
     tokens_per_second: float
     samples: list
     interrupted: bool
-    utilization: float | None = None
-    peak: float | None = None
 
 
 class RunObserver:
@@ -69,6 +74,9 @@ class RunObserver:
 
     def stage(self, text):
         """A stage begins."""
+
+    def distribution(self, text):
+        """How the batch is shared out over replicas, and its learning rate."""
 
     def begin(self, config, parameters):
         """Training begins."""
@@ -83,8 +91,10 @@ class RunObserver:
         """Training has ended."""
 
 
-def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult:
+def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult | None:
     """Trains a GPT-2 on text by `model.fit`, and writes a model directory.
+
+    In a cluster every worker calls this; the chief alone writes, and the others return None.
 
     The directory's top holds the best weights by validation loss; `training/` the run's configuration, token shards,
     metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, and the last weights in `last`.
@@ -92,49 +102,52 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     Raises:
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
     """
-    observer = observer or RunObserver()
+    distribution = Distribution.open(config.strategy, config.batch_size, config.jit_compile)
+    with distribution.private_directory(config) as private:
+        return _train(private, observer or RunObserver(), distribution)
+
+
+def _train(config, observer, distribution):
     directory = pathlib.Path(config.out)
     training = directory / "training"
     if (directory / "config.json").exists() and not config.overwrite:
         raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
-    WandbLog.check(config)
     keras.utils.set_random_seed(config.seed)
     observer.stage("reading text")
-    data = open_run_data(config)
+    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
     model_config = preset_config(config.preset) | config.model_overrides()
     observer.stage("tokenizing")
-    tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
-    model = make_model(config, model_config, tokenizer)
+    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
+    with distribution.scope():
+        model = make_model(config, model_config, tokenizer)
     window = model.backbone.max_sequence_length
     # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
     with _staging(directory) as staging:
-        train_split, validation_split = data.splits(tokenizer, staging)
-        dataset = training_windows(train_split, window, config.batch_size, config.seed)
-        validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
+        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
+        del documents
+        validation_split = shards.split("validation")
+        batch_size = config.batch_size
+        train_windows = functools.partial(training_windows, shards.split("train"), window, batch_size, config.seed)
+        dataset = distribution.dataset(train_windows, batch_size)
+        validation_windows = functools.partial(
+            sequential_windows, validation_split, window, batch_size, config.validation_batches
+        )
+        validation = distribution.dataset(validation_windows, batch_size)
         _replace_run(directory, staging)
 
     write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    schedule = make_schedule(config)
-    utilization = None
-    if config.measure_peak:
-        observer.stage("measuring matrix products")
-        utilization = utilization_of(model)
-    loggers = _loggers(config, training)
+    schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
+    tensorboard = TensorBoardLog(training / "tensorboard") if _wants_tensorboard(config) else None
     records = Records(
         training / "metrics.csv",
         config.batch_size * window,
         lambda step: float(schedule(step)),
-        on_row=[observer.row, *(logger.add_row for logger in loggers)],
-        measures=make_measures(config, model, utilization),
+        on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
+        log_every=config.log_every,
     )
     checkpoints = Checkpoints(directory)
     interrupt = StopOnInterrupt()
-    callbacks = [
-        AveragedValidation(),
-        checkpoints,
-        records,
-        interrupt,
-    ]  # checkpoints first: a record that fails must not cost one
+    callbacks = [checkpoints, interrupt, records]  # checkpoints first: a record that fails must not cost one
     if config.sample_tokens:
         prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
         samples = Samples(
@@ -142,13 +155,16 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
             prompt,
             config.sample_tokens,
             config.seed,
-            on_sample=[observer.sample, *(logger.add_sample for logger in loggers)],
+            on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
         )
         callbacks.append(samples)
-    if config.log_gradients:
-        callbacks.append(WeightHistograms([logger.add_weights for logger in loggers]))
     if config.patience:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
+    if distribution.cluster.workers:
+        callbacks.append(AgreeOnStopping(distribution))
+    with distribution.scope():
+        separate_random_streams(model)
+    observer.distribution(distribution.describe(config))
     observer.begin(config, model.count_params())
     try:
         model.fit(
@@ -156,17 +172,22 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
             epochs=config.steps // config.evaluate_every,
             steps_per_epoch=config.evaluate_every,
             validation_data=validation,
+            validation_steps=int(validation_windows().cardinality()),  # a distributed dataset does not tell
             callbacks=callbacks,
             verbose=0,
             shuffle=False,  # the windows are shuffled already
         )
     except OSError as error:
         raise UserError(f"cannot write {training}: {(error.strerror or str(error)).lower()}") from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise WorkerLostError(f"another worker was lost after step {records.step}; all have to start again") from error
     finally:
         interrupt.restore()
         observer.end()
-        for logger in loggers:
-            logger.close()
+        if tensorboard:
+            tensorboard.close()
+    if not distribution.chief:
+        return None
 
     if checkpoints.best_step != records.step:
         observer.stage("reading the best weights back")
@@ -176,7 +197,6 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     evaluation = evaluate_tokens(model, tokens, validation_split.num_bytes, stride=window)
     plot_loss_curve(training / "loss.png", records.losses("loss"), records.losses("validation_loss"))
     speeds = sorted(row["tokens_per_second"] for row in records.rows if "tokens_per_second" in row)
-    speed = speeds[len(speeds) // 2]
     result = TrainingResult(
         directory=str(directory),
         parameters=model.count_params(),
@@ -185,14 +205,27 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         perplexity=evaluation.perplexity,
         bits_per_byte=evaluation.bits_per_byte,
         best_step=checkpoints.best_step,
-        tokens_per_second=speed,
+        tokens_per_second=speeds[len(speeds) // 2],
         samples=samples.samples if config.sample_tokens else [],
         interrupted=interrupt.interrupted,
-        utilization=utilization and utilization({"tokens_per_second": speed})["utilization"],
-        peak=utilization and utilization.peak,
     )
     write_text(training / "summary.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
+
+
+def make_tokenizer(config, documents, vocabulary_size):
+    """The tokenizer that the run names: trained on the documents, or read from a directory."""
+    if config.tokenizer == "character":
+        return CharacterTokenizer.train(documents)
+    if config.tokenizer == "bpe":
+        return BytePairTokenizer.train(documents, vocabulary_size)
+    directory = pathlib.Path(config.tokenizer)
+    if not directory.is_dir():
+        raise UserError(
+            f"tokenizer is {config.tokenizer!r}, expected {', '.join(TOKENIZERS)} or a directory with vocab.json and "
+            "merges.txt"
+        )
+    return BytePairTokenizer.from_files(directory / "vocab.json", directory / "merges.txt")
 
 
 def make_model(config, model_config, tokenizer):
@@ -203,26 +236,24 @@ def make_model(config, model_config, tokenizer):
         )
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
-    model = TrainingCausalLM(
-        GPT2Backbone(**model_config, dtype=config.precision),
-        tokenizer,
-        label_smoothing=config.label_smoothing,
-        z_loss=config.z_loss,
-        accumulate_steps=config.accumulate_steps,
-        log_gradients=config.log_gradients,
+    model = distributed_model_class(GPT2CausalLM)(
+        GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer
     )
     optimizer = make_optimizer(config, model.trainable_variables)
     optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
     jit_compile = config.jit_compile
     if jit_compile is None:
         # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
-        jit_compile = config.precision != "mixed_bfloat16"
+        # Nor does it compile the sums over replicas.
+        jit_compile = config.precision != "mixed_bfloat16" and not tf.distribute.has_strategy()
     model.compile(
         optimizer=optimizer,
-        loss=TokenLoss(),  # of validation, whatever training adds to it
-        steps_per_execution=config.steps_per_execution,
+        # Validation batches are padded with rows of weight 0, which must not count in the mean.
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
+        steps_per_execution=steps_per_execution(config),
         jit_compile=jit_compile,
     )
+    sum_gradients_first(model.optimizer)
     return model
 
 
@@ -233,14 +264,7 @@ def _staging(directory):
     try:
         yield staging
     finally:
-        _remove(staging)
-
-
-def _remove(path):
-    """Removes a directory, or a link to one, if it is there."""
-    if path.is_symlink():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _replace_run(directory, tokens):
@@ -251,16 +275,11 @@ def _replace_run(directory, tokens):
         for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
             (directory / name).unlink(missing_ok=True)
         for name in ("tokens", "last"):
-            _remove(training / name)
+            shutil.rmtree(training / name, ignore_errors=True)
         tokens.rename(training / "tokens")
     except OSError as error:
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
 
 
-def _loggers(config, training):
-    loggers = []
-    if config.tensorboard and TensorBoardLog.available():
-        loggers.append(TensorBoardLog(training / "tensorboard"))
-    if config.wandb is not None:
-        loggers.append(WandbLog(config, training))
-    return loggers
+def _wants_tensorboard(config):
+    return config.tensorboard and TensorBoardLog.available()
