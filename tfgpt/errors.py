@@ -13,3 +13,11 @@ class WorkerLostError(RuntimeError):
 
     The command line prints it without a traceback and exits with code 1, on which launchers start the workers anew.
     """
+
+
+class Terminated(RuntimeError):
+    """SIGTERM ended a run after a checkpoint; the message is one sentence.
+
+    The command line prints it without a traceback and exits with code 143, as a shell says of a process that SIGTERM
+    ended.
+    """

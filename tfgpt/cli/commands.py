@@ -35,7 +35,10 @@ def train(json: str | None = None, **run):
     display.summary(result)
     _write_json(json, dataclasses.asdict(result))
     if result.interrupted:
-        print(f"interrupted after step {result.steps}: the last checkpoint is {result.directory}/training/last")
+        print(
+            f"interrupted after step {result.steps}: the last weights are in {result.directory}/training/last, and the "
+            "same command continues the run"
+        )
         return 130
 
 

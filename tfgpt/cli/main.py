@@ -10,7 +10,7 @@ import jsonargparse
 
 from tfgpt.cli import commands
 from tfgpt.cli.arguments import add_arguments
-from tfgpt.errors import UserError, WorkerLostError
+from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.run_config import RunConfig
 from tfgpt.version import __version__
 
@@ -31,7 +31,8 @@ COMMANDS = {
 
 
 def main(arguments=None):
-    """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C."""
+    """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check or a lost worker, 2 for bad input, 130 for
+    Ctrl-C, 143 for SIGTERM while training."""
     arguments, launched = _split_launched(sys.argv[1:] if arguments is None else arguments)
     chosen = build_parser().parse_args(arguments)
     function = next(command for command in COMMANDS if command.__name__ == chosen.command)
@@ -47,6 +48,9 @@ def main(arguments=None):
     except WorkerLostError as error:
         print(f"tfgpt: {error}", file=sys.stderr)
         return 1
+    except Terminated as error:
+        print(f"tfgpt: {error}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("tfgpt: interrupted", file=sys.stderr)
         return 130

@@ -32,7 +32,7 @@ class Distribution:
     cluster: Cluster
 
     @classmethod
-    def open(cls, name, batch_size, jit_compile=None):
+    def open(cls, name, batch_size, jit_compile=None, accumulate_steps=1):
         """Chooses and starts a strategy; that of several workers waits until all of them are there.
 
         Args:
@@ -40,6 +40,7 @@ class Distribution:
                 mirrored where there are several GPUs, and else one_device.
             batch_size: the global one.
             jit_compile: whether the run is to compile its step with XLA.
+            accumulate_steps: micro-batches of each replica's share of the batch.
 
         Raises:
             UserError: if this machine cannot give the strategy, or its replicas do not divide the batch.
@@ -59,6 +60,12 @@ class Distribution:
         replicas = strategy.num_replicas_in_sync
         if batch_size % replicas:
             raise UserError(f"batch_size is {batch_size}, expected a multiple of the {replicas} replicas of {name}")
+        share = batch_size // replicas
+        if share % accumulate_steps:
+            raise UserError(
+                f"accumulate_steps is {accumulate_steps}, expected a divisor of the {share} windows of each of the "
+                f"{replicas} replicas"
+            )
         return cls(name, strategy, cluster)
 
     @property
@@ -88,7 +95,7 @@ class Distribution:
             return
         with tempfile.TemporaryDirectory(prefix="tfgpt-worker-") as directory:
             out = str(pathlib.Path(directory) / "model")
-            yield dataclasses.replace(config, out=out, overwrite=False, tensorboard=False, sample_tokens=0)
+            yield dataclasses.replace(config, out=out, overwrite=False, tensorboard=False, wandb=None, sample_tokens=0)
 
     def dataset(self, make_dataset, batch_size):
         """A dataset of which each replica reads its own rows of the global batch.
@@ -116,6 +123,16 @@ class Distribution:
         values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(int(flag)))
         return int(self.strategy.reduce("SUM", values, axis=None)) > 0
 
+    def from_chief(self, number):
+        """The chief's whole number, on every worker; all of them must call this at the same step."""
+        if len(self.cluster.workers) <= 1:
+            return number
+        mine = number if self.chief else 0
+        values = self.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(0 if context.replica_id_in_sync_group else mine, tf.int64)
+        )
+        return int(self.strategy.reduce("SUM", values, axis=None))
+
     def broadcast(self, variables):
         """Gives variables the chief's values on every worker, such as those that it alone has read from a checkpoint.
 
@@ -134,9 +151,10 @@ class Distribution:
 
 
 class AgreeOnStopping(keras.callbacks.Callback):
-    """Stops every worker at the step at which one is to stop: whoever went on alone would wait for the others forever.
+    """Stops every worker after the epoch in which one is to stop: whoever went on alone would wait for the others
+    forever.
 
-    It comes last of the callbacks.
+    It comes after those that end a run, where epochs end, and before the checkpoints.
 
     Args:
         distribution: the run's.
@@ -145,9 +163,6 @@ class AgreeOnStopping(keras.callbacks.Callback):
     def __init__(self, distribution):
         super().__init__()
         self.distribution = distribution
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.model.stop_training = self.distribution.any_worker(self.model.stop_training)
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.stop_training = self.distribution.any_worker(self.model.stop_training)

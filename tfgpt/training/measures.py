@@ -52,6 +52,14 @@ class GradientNorms:
             values["noise_scale"] = trace / square if square > 0 else float("nan")
         return values
 
+    def state(self):
+        """What a continued run needs, as a callback's `state`."""
+        return self.parts
+
+    def restore(self, state, step):
+        """Goes on from that."""
+        self.parts = dict(state)
+
 
 class LossScale:
     """The state of float16's loss scaling: the scale, and how many steps overflowed and were skipped so far.

@@ -58,7 +58,8 @@ class RunConfig:
         validation_batches: batches of a validation during the run, spread over the split; when the run has ended, the
             whole split is evaluated.
         patience: validations without improvement before the run stops early; 0 never stops it.
-        log_every: steps between rows of training/metrics.csv; divides `evaluate_every`. By default about 10.
+        log_every: steps between rows of training/metrics.csv, where a run can be ended; divides `evaluate_every`. By
+            default about 10.
         validation_fraction: of the text, held out.
         max_bytes: of the text, read; by default all.
         sample_prompt: continued at each validation; by default the beginning of the validation split.
@@ -70,7 +71,10 @@ class RunConfig:
             utilization against them.
         wandb: a Weights & Biases project to log to (the `wandb` extra); WANDB_MODE=offline keeps it on this machine.
         seed: of weights, windows, dropout and samples.
-        overwrite: replace a model that `out` holds.
+        overwrite: replace a model that `out` holds, or start an unfinished run there anew.
+        checkpoint_every: steps between checkpoints, from which the same command continues a run that was ended; a
+            multiple of log_every. By default one at each validation.
+        keep_checkpoints: how many of the newest to keep.
         strategy: where the replicas are: "one_device", "mirrored" (this machine's GPUs), "multi_worker" (`TF_CONFIG`'s
             machines) or "tpu"; "auto" takes what there is.
     """
@@ -124,6 +128,9 @@ class RunConfig:
     wandb: str | None = None
     seed: int = 0
     overwrite: bool = False
+    # Fault tolerance: see resume.py.
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
     # Distribution.
     strategy: str = "auto"
 
@@ -167,6 +174,7 @@ class RunConfig:
         self._expect("evaluate_every", self._divides(self.evaluate_every, self.steps), f"a divisor of {self.steps}")
         for name, whole in (("log_every", self.evaluate_every), ("steps_per_execution", self.log_every)):
             self._expect(name, self._divides(getattr(self, name), whole), f"a divisor of {whole}")
+        self._check_checkpoints()
 
     def _check_optimization(self):
         self._expect("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
@@ -184,6 +192,13 @@ class RunConfig:
         names = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
         names += ("initializer_range",)
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _check_checkpoints(self):
+        if self.checkpoint_every is None:
+            self.checkpoint_every = self.evaluate_every
+        multiple = self._divides(self.log_every, self.checkpoint_every) and self.checkpoint_every >= 1
+        self._expect("checkpoint_every", multiple, f"a multiple of log_every {self.log_every}")
+        self._expect("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
 
     def _expect(self, name, valid, expected):
         if not valid:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
+from tfgpt.atomic import write_text
+from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
+from tfgpt.models.gpt2.model_directory import read_json
 from tfgpt.text import (
     TokenMixture,
     TokenShards,
@@ -57,6 +61,9 @@ class TextData:
         shards = write_token_shards(directory, self._documents, tokenizer, config.validation_fraction, config.seed)
         return shards.split("train"), shards.split("validation")
 
+    def remember(self, training):
+        """The run's tokens are a part of it and have checksums."""
+
 
 class PreparedData:
     """One or more directories of token shards, whose text has been tokenized before."""
@@ -88,9 +95,13 @@ class PreparedData:
                 f"vocabulary_size is {config.vocabulary_size}, expected none or the {own.vocabulary_size} of "
                 f"{self._shards[0].directory}, which was prepared with it"
             )
-        for shards in self._shards:
-            shards.check_tokenizer(own)
+        self.check_tokenizer(own)
         return own
+
+    def check_tokenizer(self, tokenizer):
+        """Raises a `UserError` if another tokenizer made some of the tokens."""
+        for shards in self._shards:
+            shards.check_tokenizer(tokenizer)
 
     def splits(self, tokenizer, directory):
         """What to train on, mixed by weight, and what to validate on, one after the other.
@@ -103,6 +114,28 @@ class PreparedData:
             directory.symlink_to(self._shards[0].directory.resolve())
         except OSError as error:
             raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
+        return self.parts()
+
+    def remember(self, training):
+        """Writes by what to tell, when the run is continued, that its data are still the same."""
+        write_text(pathlib.Path(training) / "data.json", json.dumps(self._checksums(), indent=2) + "\n")
+
+    def check_unchanged(self, training):
+        """Raises a `UserError` if the data are not those that `remember` has seen."""
+        before = read_json(pathlib.Path(training) / "data.json")
+        for source, checksum in self._checksums().items():
+            if before.get(source) != checksum:
+                raise UserError(
+                    f"{source} was prepared anew, expected the tokens that the unfinished run in {self._config.out} "
+                    "began with; --overwrite starts anew"
+                )
+
+    def _checksums(self):
+        # An index has the checksums of its shards.
+        return {str(shards.directory): sha256_of_file(shards.directory / INDEX) for shards in self._shards}
+
+    def parts(self):
+        """What to train on, mixed by weight, and what to validate on, one after the other."""
         train = [shards.split("train") for shards in self._shards]
         validation = [shards.split("validation") for shards in self._shards]
         whole = TokenSplit(

@@ -2,230 +2,138 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import shutil
+import signal
 
 import keras
 import tensorflow as tf
 
 from tfgpt.atomic import write_text
-from tfgpt.errors import UserError, WorkerLostError
-from tfgpt.models.gpt2 import GPT2Backbone, GPT2CausalLM, preset_config
+from tfgpt.errors import Terminated, UserError, WorkerLostError
+from tfgpt.models.gpt2 import GPT2Backbone, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
-from tfgpt.text import (
-    BytePairTokenizer,
-    CharacterTokenizer,
-    read_documents,
-    sequential_windows,
-    training_windows,
-    write_token_shards,
-)
-from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.text import sequential_windows, training_windows
+from tfgpt.training.callbacks import NonFiniteLoss
 from tfgpt.training.distributed_fit import (
     distributed_model_class,
     separate_random_streams,
     steps_per_execution,
     sum_gradients_first,
 )
-from tfgpt.training.distribution import AgreeOnStopping, Distribution
-from tfgpt.training.evaluation import evaluate_tokens
-from tfgpt.training.loss_curve import plot_loss_curve
-from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
-from tfgpt.training.run_config import TOKENIZERS, RunConfig
-from tfgpt.training.tensorboard import TensorBoardLog
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to.
-
-    Args:
-        directory: the model directory, with the best weights; the last ones are in `training/last`.
-        parameters: of the model.
-        steps: that were taken.
-        loss: over the whole validation split, of the best weights, in windows that share nothing.
-        perplexity: exp(loss).
-        bits_per_byte: over the whole validation split.
-        best_step: when the best weights were written.
-        tokens_per_second: of training, the median.
-        samples: (step, text) pairs.
-        interrupted: whether Ctrl-C ended the run.
-    """
-
-    directory: str
-    parameters: int
-    steps: int
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    best_step: int
-    tokens_per_second: float
-    samples: list
-    interrupted: bool
-
-
-class RunObserver:
-    """What a run tells whoever watches it; the command line draws a progress bar."""
-
-    def stage(self, text):
-        """A stage begins."""
-
-    def distribution(self, text):
-        """How the batch is shared out over replicas, and its learning rate."""
-
-    def begin(self, config, parameters):
-        """Training begins."""
-
-    def row(self, row):
-        """A row of metrics: see `tfgpt.training.callbacks.COLUMNS`."""
-
-    def sample(self, step, text):
-        """A sample was taken."""
-
-    def end(self):
-        """Training has ended."""
+from tfgpt.training.distribution import Distribution
+from tfgpt.training.divergence import explain_divergence
+from tfgpt.training.losses import TokenLoss
+from tfgpt.training.optimizer import make_optimizer
+from tfgpt.training.resume import is_unfinished, open_tokens, remove_leftovers
+from tfgpt.training.run_callbacks import RunCallbacks
+from tfgpt.training.run_config import RunConfig
+from tfgpt.training.run_data import open_run_data
+from tfgpt.training.run_directory import replace_run, staging
+from tfgpt.training.run_report import RunObserver, TrainingResult, report
+from tfgpt.training.train_step import TrainingCausalLM
+from tfgpt.training.utilization import utilization_of
+from tfgpt.training.wandb_log import WandbLog
 
 
 def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingResult | None:
     """Trains a GPT-2 on text by `model.fit`, and writes a model directory.
 
-    In a cluster every worker calls this; the chief alone writes, and the others return None.
-
     The directory's top holds the best weights by validation loss; `training/` the run's configuration, token shards,
-    metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, and the last weights in `last`.
+    metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, checkpoints, and the last weights in `last`.
+
+    The same configuration continues a run that was ended at any moment, to the weights that it would have had
+    (see `tfgpt.training.resume`).
+
+    In a cluster every worker calls this; the chief alone writes, and the others return None.
 
     Raises:
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
+        Terminated: when SIGTERM ended the run, after the steps under way and a checkpoint.
+        WorkerLostError: when another worker of the cluster is gone.
     """
-    distribution = Distribution.open(config.strategy, config.batch_size, config.jit_compile)
+    distribution = Distribution.open(config.strategy, config.batch_size, config.jit_compile, config.accumulate_steps)
     with distribution.private_directory(config) as private:
         return _train(private, observer or RunObserver(), distribution)
 
 
 def _train(config, observer, distribution):
     directory = pathlib.Path(config.out)
-    training = directory / "training"
-    if (directory / "config.json").exists() and not config.overwrite:
-        raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
+    WandbLog.check(config)
+    unfinished = is_unfinished(config)
+    remove_leftovers(directory)
     keras.utils.set_random_seed(config.seed)
-    observer.stage("reading text")
-    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
-    model_config = preset_config(config.preset) | config.model_overrides()
-    observer.stage("tokenizing")
-    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
-    with distribution.scope():
-        model = make_model(config, model_config, tokenizer)
-    window = model.backbone.max_sequence_length
-    # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
-    with _staging(directory) as staging:
-        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
-        del documents
-        validation_split = shards.split("validation")
-        batch_size = config.batch_size
-        train_windows = functools.partial(training_windows, shards.split("train"), window, batch_size, config.seed)
-        dataset = distribution.dataset(train_windows, batch_size)
-        validation_windows = functools.partial(
-            sequential_windows, validation_split, window, batch_size, config.validation_batches
-        )
-        validation = distribution.dataset(validation_windows, batch_size)
-        _replace_run(directory, staging)
-
-    write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
-    tensorboard = TensorBoardLog(training / "tensorboard") if _wants_tensorboard(config) else None
-    records = Records(
-        training / "metrics.csv",
-        config.batch_size * window,
-        lambda step: float(schedule(step)),
-        on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
-        log_every=config.log_every,
-    )
-    checkpoints = Checkpoints(directory)
-    interrupt = StopOnInterrupt()
-    callbacks = [checkpoints, interrupt, records]  # checkpoints first: a record that fails must not cost one
-    if config.sample_tokens:
-        prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
-        samples = Samples(
-            training / "samples.txt",
-            prompt,
-            config.sample_tokens,
-            config.seed,
-            on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
-        )
-        callbacks.append(samples)
-    if config.patience:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
-    if distribution.cluster.workers:
-        callbacks.append(AgreeOnStopping(distribution))
+    model, train_split, validation_split = (_reopen if unfinished else _begin)(config, observer, distribution)
+    utilization = None
+    if config.measure_peak:
+        observer.stage("measuring matrix products")
+        utilization = utilization_of(model)
+    prompt = model.tokenizer.decode(validation_split.read(0, 16).tolist())
+    callbacks = RunCallbacks(config, model, prompt, observer, distribution, utilization)
+    if unfinished:
+        callbacks.restore(model, observer.note)
+        observer.note(f"the run in {directory} goes on after step {callbacks.checkpoints.step}")
+    step = callbacks.share(model)
     with distribution.scope():
         separate_random_streams(model)
     observer.distribution(distribution.describe(config))
     observer.begin(config, model.count_params())
     try:
-        model.fit(
-            dataset,
-            epochs=config.steps // config.evaluate_every,
-            steps_per_epoch=config.evaluate_every,
-            validation_data=validation,
-            validation_steps=int(validation_windows().cardinality()),  # a distributed dataset does not tell
-            callbacks=callbacks,
-            verbose=0,
-            shuffle=False,  # the windows are shuffled already
-        )
+        _fit(config, model, train_split, validation_split, callbacks, step)
+    except NonFiniteLoss as error:
+        raise explain_divergence(error, model, train_split, config, callbacks.checkpoints, observer) from None
     except OSError as error:
-        raise UserError(f"cannot write {training}: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        raise WorkerLostError(f"another worker was lost after step {records.step}; all have to start again") from error
+        step = callbacks.records.step
+        raise WorkerLostError(f"another worker was lost after step {step}; all have to start again") from error
     finally:
-        interrupt.restore()
+        callbacks.close()
         observer.end()
-        if tensorboard:
-            tensorboard.close()
+    interrupted = _was_interrupted(config, callbacks)
     if not distribution.chief:
         return None
 
-    if checkpoints.best_step != records.step:
+    if callbacks.checkpoints.best_step != callbacks.records.step:
         observer.stage("reading the best weights back")
         read_weights(model.backbone, directory / "model.safetensors")
     observer.stage("evaluating the whole validation split")
-    tokens = validation_split.read(0, validation_split.num_tokens)
-    evaluation = evaluate_tokens(model, tokens, validation_split.num_bytes, stride=window)
-    plot_loss_curve(training / "loss.png", records.losses("loss"), records.losses("validation_loss"))
-    speeds = sorted(row["tokens_per_second"] for row in records.rows if "tokens_per_second" in row)
-    result = TrainingResult(
-        directory=str(directory),
-        parameters=model.count_params(),
-        steps=records.step,
-        loss=evaluation.loss,
-        perplexity=evaluation.perplexity,
-        bits_per_byte=evaluation.bits_per_byte,
-        best_step=checkpoints.best_step,
-        tokens_per_second=speeds[len(speeds) // 2],
-        samples=samples.samples if config.sample_tokens else [],
-        interrupted=interrupt.interrupted,
-    )
-    write_text(training / "summary.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-    return result
+    return report(directory, model, validation_split, callbacks, utilization, interrupted)
 
 
-def make_tokenizer(config, documents, vocabulary_size):
-    """The tokenizer that the run names: trained on the documents, or read from a directory."""
-    if config.tokenizer == "character":
-        return CharacterTokenizer.train(documents)
-    if config.tokenizer == "bpe":
-        return BytePairTokenizer.train(documents, vocabulary_size)
-    directory = pathlib.Path(config.tokenizer)
-    if not directory.is_dir():
-        raise UserError(
-            f"tokenizer is {config.tokenizer!r}, expected {', '.join(TOKENIZERS)} or a directory with vocab.json and "
-            "merges.txt"
-        )
-    return BytePairTokenizer.from_files(directory / "vocab.json", directory / "merges.txt")
+def _begin(config, observer, distribution):
+    """The model of a new run, whose directory then holds nothing of an older one; its training and validation data."""
+    directory = pathlib.Path(config.out)
+    training = directory / "training"
+    observer.stage("reading text")
+    data = open_run_data(config)
+    model_config = preset_config(config.preset) | config.model_overrides()
+    observer.stage("tokenizing")
+    tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
+    with distribution.scope():
+        model = make_model(config, model_config, tokenizer)
+    window = model.backbone.max_sequence_length
+    # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
+    with staging(directory) as tokens:
+        train_split, validation_split = data.splits(tokenizer, tokens)
+        training_windows(train_split, window, config.batch_size, config.seed)  # for their checks
+        sequential_windows(validation_split, window, config.batch_size)
+        replace_run(directory, tokens)
+    tokenizer.save(training / "tokenizer")
+    data.remember(training)
+    write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    return model, train_split, validation_split
+
+
+def _reopen(config, observer, distribution):
+    """The model of an unfinished run, with weights to be restored; its training and validation data."""
+    observer.stage("checking the tokens of the unfinished run")
+    tokenizer, train_split, validation_split = open_tokens(config, pathlib.Path(config.out) / "training")
+    with distribution.scope():
+        model = make_model(config, preset_config(config.preset) | config.model_overrides(), tokenizer)
+    return model, train_split, validation_split
 
 
 def make_model(config, model_config, tokenizer):
@@ -236,8 +144,13 @@ def make_model(config, model_config, tokenizer):
         )
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
-    model = distributed_model_class(GPT2CausalLM)(
-        GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer
+    model = distributed_model_class(TrainingCausalLM)(
+        GPT2Backbone(**model_config, dtype=config.precision),
+        tokenizer,
+        label_smoothing=config.label_smoothing,
+        z_loss=config.z_loss,
+        accumulate_steps=config.accumulate_steps,
+        log_gradients=config.log_gradients,
     )
     optimizer = make_optimizer(config, model.trainable_variables)
     optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
@@ -248,8 +161,7 @@ def make_model(config, model_config, tokenizer):
         jit_compile = config.precision != "mixed_bfloat16" and not tf.distribute.has_strategy()
     model.compile(
         optimizer=optimizer,
-        # Validation batches are padded with rows of weight 0, which must not count in the mean.
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
+        loss=TokenLoss(),  # of validation, whatever training adds to it
         steps_per_execution=steps_per_execution(config),
         jit_compile=jit_compile,
     )
@@ -257,29 +169,35 @@ def make_model(config, model_config, tokenizer):
     return model
 
 
-@contextlib.contextmanager
-def _staging(directory):
-    """The path of a hidden sibling of the model directory, gone when the block ends."""
-    staging = directory.absolute().with_name(f".{directory.absolute().name}.{os.getpid()}.partial")
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _fit(config, model, train_split, validation_split, callbacks, step):
+    """Takes the steps after `step`; an epoch of Keras' is a row of the records (see `tfgpt.training.callbacks`)."""
+    window, batch_size, distribution = model.backbone.max_sequence_length, config.batch_size, callbacks.distribution
+    batches = functools.partial(training_windows, train_split, window, batch_size, config.seed, step)
+    validation = functools.partial(sequential_windows, validation_split, window, batch_size, config.validation_batches)
+    begun, epochs = step // config.log_every, config.steps // config.log_every
+    model.fit(
+        distribution.dataset(batches, batch_size),
+        initial_epoch=begun,
+        epochs=begun if distribution.any_worker(callbacks.stopping.stopped) else epochs,
+        steps_per_epoch=config.log_every,
+        validation_data=distribution.dataset(validation, batch_size),
+        validation_steps=int(validation().cardinality()),  # a distributed dataset does not tell
+        validation_freq=config.evaluate_every // config.log_every,
+        callbacks=callbacks.in_order(),
+        verbose=0,
+        shuffle=False,  # the windows are shuffled already
+    )
 
 
-def _replace_run(directory, tokens):
-    """Makes room for a new run in a model directory, and moves its tokens there."""
-    training = directory / "training"
-    try:
-        training.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
-            (directory / name).unlink(missing_ok=True)
-        for name in ("tokens", "last"):
-            shutil.rmtree(training / name, ignore_errors=True)
-        tokens.rename(training / "tokens")
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _wants_tensorboard(config):
-    return config.tensorboard and TensorBoardLog.available()
+def _was_interrupted(config, callbacks):
+    """Whether Ctrl-C ended the run; SIGTERM, to this worker or to another one, raises an exception."""
+    step, received = callbacks.records.step, callbacks.interrupt.signal
+    if received is signal.SIGINT:
+        return True
+    others = step < config.steps and not callbacks.stopping.stopped and callbacks.distribution.chief
+    if received or others:
+        raise Terminated(
+            f"terminated after step {step}: the same command continues from "
+            f"{callbacks.checkpoints.newest or 'the checkpoint of the first worker'}"
+        )
+    return False
