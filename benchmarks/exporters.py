@@ -1,6 +1,7 @@
 """One exporter's process: python -m benchmarks.exporters NAME MODEL OUT, in the Python that has the exporter.
 
-Each opens a model directory with its weights and writes ONNX to the folder OUT; all that the process does is timed.
+Each opens a model directory with its weights and writes ONNX, or a SavedModel, to the folder OUT; all that the process
+does is timed.
 """
 
 import pathlib

@@ -1,11 +1,14 @@
 """Fetches releases' SavedModels into a TensorFlow Serving base path, checked: fetch_model.py RELEASES MODELS.
 
 RELEASES is a file like releases.txt. A release is any address below which its files lie, such as a bucket's: https,
-http or file. With MODEL_STORE_AUTHORIZATION in the environment, requests carry it as their Authorization header. Runs
-in the init container, in an image that has Python and nothing of ours, so it needs the standard library alone.
+http or file. With MODEL_STORE_AUTHORIZATION in the environment, requests carry it as their Authorization header, but
+not on to where a store redirects them. Runs in the init container, in an image that has Python and nothing of ours, so
+it needs the standard library alone.
 """
 
 import hashlib
+import http.client
+import io
 import json
 import os
 import pathlib
@@ -43,10 +46,11 @@ def read_releases(path):
 
 def fetch_version(number, address, manifest_sha256, models):
     """Fetches one version under a hidden name and renames it; returns what was done."""
-    manifest = b"".join(pieces(f"{address}/manifest.json"))
-    if (found := hashlib.sha256(manifest).hexdigest()) != manifest_sha256:
+    manifest = io.BytesIO()
+    _, found = fetch(f"{address}/manifest.json", manifest)
+    if found != manifest_sha256:
         sys.exit(f"{address}/manifest.json has sha256 {found}, expected {manifest_sha256}")
-    name, files = newest_saved_model(json.loads(manifest)["files"], address)
+    name, files = newest_saved_model(json.loads(manifest.getvalue())["files"], address)
     target = models / name / number
     if target.exists():
         return f"{target} is there already"  # the container was restarted; the name appears only when all is checked
@@ -74,34 +78,48 @@ def newest_saved_model(files, address):
 
 
 def fetch_file(address, path, entry):
-    """Writes a file while it is hashed; exits if it is not what the manifest says."""
+    """Writes a file; exits if it is not what the manifest says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
     with open(path, "wb") as file:
-        for piece in pieces(address):
-            digest.update(piece)
-            size += len(piece)
-            file.write(piece)
-    if (size, digest.hexdigest()) != (entry["bytes"], entry["sha256"]):
+        size, sha256 = fetch(address, file)
+    if (size, sha256) != (entry["bytes"], entry["sha256"]):
         expected = f"expected {entry['bytes']} and {entry['sha256']} as in manifest.json"
-        sys.exit(f"{address} has {size} bytes and sha256 {digest.hexdigest()}, {expected}")
+        sys.exit(f"{address} has {size} bytes and sha256 {sha256}, {expected}")
 
 
-def pieces(address):
-    """A response's body, piece by piece; a store that does not answer is asked again, after longer and longer waits."""
-    headers = {"Authorization": value} if (value := os.environ.get("MODEL_STORE_AUTHORIZATION")) else {}
+def fetch(address, file):
+    """Writes a response's body to a file; returns its size and SHA-256.
+
+    A store that does not answer, or breaks off, is asked again for the whole, after longer and longer waits.
+    """
+    request = urllib.request.Request(address)
+    if authorization := os.environ.get("MODEL_STORE_AUTHORIZATION"):
+        request.add_unredirected_header("Authorization", authorization)  # it is no other host's business
     for attempt in range(ATTEMPTS):
+        file.seek(0)
+        file.truncate()
         try:
-            response = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60)
-            break
-        except urllib.error.URLError as error:
+            return copy_response(request, file)
+        except (OSError, http.client.HTTPException) as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or attempt == ATTEMPTS - 1:
                 sys.exit(f"{address} cannot be fetched: {error}")
             time.sleep(2**attempt)
-    with response:
+
+
+def copy_response(request, file):
+    """One attempt: the size and SHA-256 of what came, which is all that was announced."""
+    digest, size = hashlib.sha256(), 0
+    with urllib.request.urlopen(request, timeout=60) as response:
         while piece := response.read(PIECE):
-            yield piece
+            digest.update(piece)
+            size += len(piece)
+            file.write(piece)
+        # A read by pieces takes a connection's early end for the body's.
+        announced = response.headers["Content-Length"]
+    if announced is not None and size != int(announced):
+        raise http.client.HTTPException(f"the connection ended after {size} of {announced} bytes")
+    return size, digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -113,6 +114,90 @@ def test_other_names_in_a_base_path_stay(release, models):
         (models / "demo" / name).write_text("mine")
     assert publish_version(release, models, keep=1).path.name == "8"
     assert {"notes.txt", "7", "-3", "²"} < set(names(models / "demo"))
+
+
+@pytest.mark.parametrize("kind", ["directory", "record", "withdrawn"])
+def test_numbers_beyond_int64_are_no_versions(release, models, kind):
+    base_path, number = models / "demo", "9" * 20
+    base_path.mkdir(parents=True)
+    (base_path / "2").mkdir()
+    if kind == "record":
+        (base_path / ".last_version").write_text(f"{number}\n")
+    else:
+        (base_path / (number if kind == "directory" else f".{number}.withdrawn")).mkdir()
+    assert list(versions_of(base_path)) == [2]
+    published = publish_version(release, models, keep=1)
+    assert published.path.name == "3" and published.pruned == [2]
+    assert kind == "record" or any(number in name for name in names(base_path))
+
+
+def test_the_highest_number(release, models):
+    (models / "demo" / str(2**63 - 2)).mkdir(parents=True)
+    assert publish_version(release, models).path.name == str(2**63 - 1)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"has or had version {2**63 - 1}, the highest there can be"):
+            publish_version(release, models)
+    assert names(models / "demo") == [".last_version", str(2**63 - 2), str(2**63 - 1)]
+
+
+def test_withdrawn_versions_are_not_pruned(release, models):
+    for _ in range(2):
+        publish_version(release, models)
+    withdraw_versions(models / "demo")
+    assert publish_version(release, models, keep=1).pruned == [1]
+    assert names(models / "demo") == [".2.withdrawn", ".last_version", "3"]
+
+
+def watch_syncs(monkeypatch):
+    """The list that fills with the paths that are synced and renamed, as strings and pairs of them."""
+    events, sync, rename = [], os.fsync, os.rename
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def renamed(source, target):
+        events.append((str(source), str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(versions.os, "fsync", synced)
+    monkeypatch.setattr(versions.os, "rename", renamed)
+    return events
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the paths of descriptors are known on Linux alone")
+def test_all_is_on_the_disk_before_it_stands(release, models, monkeypatch):
+    publish_version(release, models)
+    events = watch_syncs(monkeypatch)
+    path = publish_version(release, models, keep=1).path
+    renames = [event for event in events if isinstance(event, tuple)]
+    copy, target = renames[0]
+    inside = ["", "/assets", "/variables", *(f"/{name}" for name in FILES)]
+    assert target == str(path) and len(renames) == 2  # the second hides the version that is pruned
+    assert sorted(events[: events.index(renames[0])]) == sorted(f"{copy}{name}" for name in inside)
+    assert events[-2:] == [str(models / "demo"), renames[1]]
+
+
+def test_a_file_system_that_syncs_no_directories(release, models, monkeypatch):
+    sync = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(versions.os, "fsync", files_alone)
+    assert contents(publish_version(release, models).path) == FILES
+
+
+def test_a_disk_that_fails_to_sync(release, models, monkeypatch):
+    def failed(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(versions.os, "fsync", failed)
+    with pytest.raises(UserError, match="cannot publish .*: input/output error$"):
+        publish_version(release, models)
+    assert names(models / "demo") == []
 
 
 def test_rollback_and_back_again(release, models):

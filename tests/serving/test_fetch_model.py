@@ -1,8 +1,11 @@
+import contextlib
 import functools
 import hashlib
 import http.server
 import json
 import pathlib
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -59,15 +62,64 @@ def store(tmp_path):
     return tmp_path / "store"
 
 
-@pytest.fixture
-def server(store):
-    handler = type("Handler", (Store,), {"asked": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=store)) as server:
+class BreakingStore(Store):
+    """A bucket whose connections break: before an answer, and within a body by an orderly end and by a reset."""
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        data = pathlib.Path(self.translate_path(self.path)).read_bytes()
+        times = self.asked.count(self.path)
+        if self.path.endswith("/manifest.json") and times == 1:
+            return  # closes the connection
+        if "variables" not in self.path or times > 2:
+            return http.server.SimpleHTTPRequestHandler.do_GET(self)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        if times == 2:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+
+class SendingElsewhere(Store):
+    """A bucket that has its files elsewhere."""
+
+    elsewhere = None
+
+    def do_GET(self):
+        self.asked.append(self.headers.get("Authorization"))
+        self.send_response(302)
+        self.send_header("Location", f"{self.elsewhere}{self.path}")
+        self.end_headers()
+
+
+class Elsewhere(Store):
+    """Notes the Authorization that it gets, and asks for none."""
+
+    def do_GET(self):
+        self.asked.append(self.headers.get("Authorization"))
+        http.server.SimpleHTTPRequestHandler.do_GET(self)
+
+
+@contextlib.contextmanager
+def serving(kind, directory, **attributes):
+    """Yields a server's address and the list of what it was asked."""
+    handler = type("Handler", (kind,), {"asked": [], **attributes})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=directory)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", handler.asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(store):
+    with serving(Store, store) as (address, _):
+        yield address
 
 
 def fetch(tmp_path, *lines, key="Bearer key"):
@@ -95,6 +147,23 @@ def test_versions_are_fetched_over_http(tmp_path, store, server):
     assert (base_path / "2" / "saved_model.pb").read_bytes() == b"newer"
     # A pod's second start finds them there.
     assert fetch(tmp_path, *lines).stdout.count("is there already") == 2
+
+
+def test_connections_that_break(tmp_path, store):
+    with serving(BreakingStore, store) as (address, asked):
+        run = fetch(tmp_path, f"1 {address}/a {manifest_sha256(store / 'a')}")
+    assert run.returncode == 0, run.stderr
+    version = tmp_path / "models" / "demo" / "1"
+    assert {name: (version / name).read_bytes() for name in FILES} == FILES
+    assert [asked.count(path) for path in sorted(set(asked))] == [2, 1, 3]  # the manifest, the graph, the weights
+
+
+def test_credentials_are_for_the_store_alone(tmp_path, store):
+    with serving(Elsewhere, store) as (elsewhere, seen), serving(SendingElsewhere, store, elsewhere=elsewhere) as asked:
+        address, authorizations = asked
+        run = fetch(tmp_path, f"1 {address}/a {manifest_sha256(store / 'a')}")
+    assert run.returncode == 0, run.stderr
+    assert authorizations == ["Bearer key"] * 3 and seen == [None] * 3
 
 
 def test_a_store_that_refuses(tmp_path, store, server):

@@ -322,7 +322,8 @@ def publish(release: str, models: str, keep: int | None = None):
     Args:
         release: a release directory that has a SavedModel.
         models: the directory whose folder of the model's name gets the version.
-        keep: leave this many of the newest versions and remove the others; by default all stay.
+        keep: leave this many of the newest versions and remove the others; by default all stay. Withdrawn versions do
+            not count, and are never removed.
     """
     from tfgpt.export import publish_version
 

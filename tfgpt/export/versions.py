@@ -4,6 +4,8 @@ A base path holds one directory a version, named by an integer. TensorFlow Servi
 appears and unloads what is gone; other names it ignores. So a version is copied under a hidden name and renamed when it
 is whole, and withdrawn by a rename to a hidden name. The base path itself is never replaced: it may be mounted in a
 container, which would go on seeing the old directory.
+
+TensorFlow Serving counts versions in int64, so a longer number is a name like any other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from tfgpt.runtime.release_files import change, read_manifest
 # Locked while versions are numbered, renamed and pruned; holds the highest number ever given.
 NUMBER_FILE = ".last_version"
 TAKEN = re.compile(r"(\d+)|\.(\d+)\.withdrawn", re.ASCII)
+HIGHEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ def versions_of(base_path):
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as base_path:
-        ...     for name in ("10", "9", ".11.withdrawn", "notes"):
+        ...     for name in ("10", "9", ".11.withdrawn", "notes", "9" * 20):
         ...         pathlib.Path(base_path, name).mkdir()
         ...     list(versions_of(base_path))
         [9, 10]
@@ -57,8 +60,9 @@ def versions_of(base_path):
     found = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in pathlib.Path(base_path).iterdir():
-            if path.name.isascii() and path.name.isdigit() and path.is_dir():
-                found[int(path.name)] = path
+            name = path.name
+            if name.isascii() and name.isdigit() and int(name) <= HIGHEST and path.is_dir():
+                found[int(name)] = path
     return dict(sorted(found.items()))
 
 
@@ -72,12 +76,14 @@ def publish_version(release, models, keep=None):
         release: a release directory that has a SavedModel.
         models: the directory of base paths; that of the release's model is made if need be.
         keep: leave this many versions, the newest ones, and remove the others once the new one stands; None keeps all.
+            Versions that were withdrawn do not count and are never removed: a rollback loses nothing.
 
     Returns:
         A `Published`.
 
     Raises:
-        UserError: if the release has no SavedModel or a damaged one, `keep` is below 1, or `models` cannot be written.
+        UserError: if the release has no SavedModel or a damaged one, `keep` is below 1, `models` cannot be written, or
+            the highest number is taken.
     """
     if keep is not None and keep < 1:
         raise UserError(f"keep is {keep}, expected at least 1: the version that is published stays")
@@ -92,6 +98,7 @@ def publish_version(release, models, keep=None):
         with _hidden_copy(source, files, base_path) as copy, _locked(base_path) as numbers:
             path = _rename_to_next_number(copy, base_path, numbers)
             with _one_sentence(f"{path} is published, but older versions cannot be removed"):
+                _to_disk(base_path)  # the new name, before the old ones go
                 pruned = _prune(base_path, keep)
     return Published(path, source, pruned)
 
@@ -166,7 +173,8 @@ def _hidden_copy(source, files, base_path):
                 target.mkdir()
             else:
                 shutil.copyfile(path, target)
-                _to_disk(target)
+        for path in (copy, *copy.rglob("*")):
+            _to_disk(path)
         _compare(copy, files)
         yield copy
     finally:
@@ -174,9 +182,18 @@ def _hidden_copy(source, files, base_path):
 
 
 def _to_disk(path):
-    """Waits until a file is on the disk, so that a version that stands is whole after a power cut too."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Waits until a file, or a directory's list of names, is on the disk.
+
+    Done for all of a copy before its rename, so that a version that stands is whole after a power cut too.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot sync a directory
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -191,6 +208,8 @@ def _locked(base_path):
 def _rename_to_next_number(copy, base_path, numbers):
     while True:
         number = _highest_number(base_path, numbers) + 1
+        if number > HIGHEST:
+            raise UserError(f"{base_path} has or had version {HIGHEST}, the highest there can be, expected a lower one")
         numbers.seek(0)
         numbers.truncate()
         numbers.write(f"{number}\n")
@@ -209,10 +228,11 @@ def _rename_to_next_number(copy, base_path, numbers):
 def _highest_number(base_path, numbers):
     """The highest number that is or was a version's; 0 if there was none."""
     numbers.seek(0)
-    recorded = numbers.read().strip()
+    recorded = numbers.read(len(str(HIGHEST)) + 1).strip()
     # Of files too: TensorFlow Serving takes any name that is a number for a version.
     taken = [int(match[1] or match[2]) for path in base_path.iterdir() if (match := TAKEN.fullmatch(path.name))]
-    return max([int(recorded) if recorded.isdecimal() else 0, *taken])
+    numbers_given = [int(recorded) if recorded.isdecimal() else 0, *taken]
+    return max(number for number in numbers_given if number <= HIGHEST)
 
 
 def _prune(base_path, keep):
