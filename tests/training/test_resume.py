@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from tfgpt.errors import UserError
 from tfgpt.models import GPT2CausalLM
-from tfgpt.text import CharacterTokenizer
+from tfgpt.text import CharacterTokenizer, prepare
 from tfgpt.training import run_report
 from tfgpt.training.callbacks import Checkpoints, EarlyStopping, read_rows
 from tfgpt.training.resume import is_unfinished
@@ -144,14 +144,49 @@ def test_a_torn_checkpoint_is_left_for_the_one_before(unbroken, unfinished, ende
         {"jit_compile": True, "steps_per_execution": 1},
         {"precision": "mixed_bfloat16"},
         {"precision": "mixed_float16", "jit_compile": True},
+        {"ema_decay": 0.9, "sample_tokens": 8},
+        {"accumulate_steps": 2, "log_gradients": True},  # the noise scale's moving average, too
+        {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4, "label_smoothing": 0.1},
     ],
 )
 def test_other_arrangements_continue_bit_for_bit(tmp_path, fields):
-    fields = fields | {"sample_tokens": 0}
+    fields = {"sample_tokens": 0} | fields
     train(config(tmp_path / "whole", **fields))
     broken_off(tmp_path / "parts", 25, **fields)
     train(config(tmp_path / "parts", **fields))
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Fields of a run on two prepared data sets."""
+    (tmp_path / "foxes.txt").write_text(TEXT)
+    (tmp_path / "more.txt").write_text(TEXT[::-1])
+    options = {"workers": 1, "validation_fraction": 0.2}
+    prepare([str(tmp_path / "foxes.txt")], tmp_path / "foxes", "character", **options)
+    prepare([str(tmp_path / "more.txt")], tmp_path / "more", str(tmp_path / "foxes"), **options)
+    return {"data": [str(tmp_path / "foxes"), str(tmp_path / "more")], "data_weights": [0.7, 0.3], "sample_tokens": 0}
+
+
+def test_a_mixture_of_prepared_data_continues_bit_for_bit(tmp_path, mixture):
+    train(dataclasses.replace(config(tmp_path / "whole"), **mixture))
+    parts = dataclasses.replace(config(tmp_path / "parts"), **mixture)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Watcher(25))
+    train(parts)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_prepared_data_that_were_made_anew_are_refused(tmp_path, mixture):
+    run = dataclasses.replace(config(tmp_path / "model"), **mixture)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Watcher(5))
+    (tmp_path / "more.txt").write_text(TEXT)
+    prepare([str(tmp_path / "more.txt")], tmp_path / "more", str(tmp_path / "foxes"), workers=1, overwrite=True)
+    with pytest.raises(UserError, match="^.*/more was prepared anew, expected the tokens .*--overwrite starts anew$"):
+        train(run)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(run, overwrite=True), Watcher(5))
 
 
 def test_a_run_that_ended_in_its_last_evaluation_takes_no_more_steps(unbroken, unfinished, ended, monkeypatch):

@@ -153,7 +153,6 @@ def make_model(config, model_config, tokenizer):
         log_gradients=config.log_gradients,
     )
     optimizer = make_optimizer(config, model.trainable_variables)
-    optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
     jit_compile = config.jit_compile
     if jit_compile is None:
         # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
@@ -165,6 +164,9 @@ def make_model(config, model_config, tokenizer):
         steps_per_execution=steps_per_execution(config),
         jit_compile=jit_compile,
     )
+    # Variables made in the first step would have it traced twice, and a checkpoint before it would lack them. Built
+    # here, because `compile` puts loss scaling around the optimizer, which has variables of its own.
+    model.optimizer.build(model.trainable_variables)
     sum_gradients_first(model.optimizer)
     return model
 
