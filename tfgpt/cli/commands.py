@@ -26,13 +26,21 @@ def train(json: str | None = None, **run):
 
     with TrainingDisplay() as display:
         import_tensorflow()
+        from tfgpt.training.trainer import Terminated
         from tfgpt.training.trainer import train as train_model
 
-        result = train_model(config, display)
+        try:
+            result = train_model(config, display)
+        except Terminated as termination:
+            print(f"tfgpt: {termination}", file=sys.stderr)
+            return 143
     display.summary(result)
     _write_json(json, dataclasses.asdict(result))
     if result.interrupted:
-        print(f"interrupted after step {result.steps}: the last checkpoint is {result.directory}/training/last")
+        print(
+            f"interrupted after step {result.steps}: the last weights are in {result.directory}/training/last, and the "
+            "same command continues the run"
+        )
         return 130
 
 

@@ -62,6 +62,9 @@ class TrainingDisplay:
                 f"{row['seconds']:.0f} s"
             )
 
+    def note(self, text):
+        STDERR.print(f"tfgpt: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def sample(self, step, text):
         pass  # samples go to training/samples.txt; the last one is in the summary
 

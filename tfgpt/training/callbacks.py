@@ -1,7 +1,13 @@
-"""What happens around a run's steps: records, checkpoints, samples, a progress bar, and a civil end on Ctrl-C."""
+"""What happens around a run's steps: records, checkpoints, samples, early stopping, and a civil end on signals.
+
+One Keras epoch is one execution of the compiled function, so that a run can end and go on after any of them:
+validations and what follows them happen in those epochs that have a `val_loss`. A callback with `state` and `restore`
+is continued with the run: `state()` is what it remembers, for JSON.
+"""
 
 import csv
 import math
+import os
 import pathlib
 import signal
 import threading
@@ -9,11 +15,30 @@ import time
 
 import keras
 
-from tfgpt.atomic import atomic_directory, write_text
+from tfgpt.atomic import atomic_directory, atomic_file, write_text
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2.model_directory import write_model_files
+from tfgpt.training.run_state import checkpoint_path, prune_checkpoints, save_state
 
 COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "tokens_per_second", "seconds")
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite in one of the steps from `first` to `last`."""
+
+    def __init__(self, loss, first, last):
+        steps = f"at step {last}" if first == last else f"between steps {first} and {last}"
+        super().__init__(
+            f"the loss became {loss} {steps}, expected a finite one; try a lower learning_rate or another precision"
+        )
+        self.loss, self.first, self.last = loss, first, last
+
+
+class Terminated(Exception):
+    """SIGTERM ended the run; the same command continues it."""
+
+    def __init__(self, step, checkpoint):
+        super().__init__(f"terminated after step {step}: the same command continues from {checkpoint}")
 
 
 class Records(keras.callbacks.Callback):
@@ -36,12 +61,29 @@ class Records(keras.callbacks.Callback):
         self.step = 0  # of the run
         self._epoch_step = 0
         self._epoch_mean = 0.0
+        self._seconds = 0.0  # that the run took before this process
+
+    def state(self):
+        self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint counts on the rows before it
+        return {"seconds": time.perf_counter() - self._start}
+
+    def restore(self, state, step):
+        """Goes on after `step`: reads the rows up to it back, and forgets those of steps that will be taken again."""
+        self.step = step
+        self._seconds = state["seconds"]
+        self.rows = read_rows(self.path, step)
 
     def on_train_begin(self, logs=None):
-        self._start = self._last = time.perf_counter()
-        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed when training ends)
+        self._last = time.perf_counter()
+        self._start = self._last - self._seconds
+        with atomic_file(self.path) as temporary:  # replaced by rename: a kill must not cost the rows there were
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(map(_formatted, self.rows))
+        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed when training ends)
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch_step, self._epoch_mean = 0, 0.0
@@ -54,10 +96,7 @@ class Records(keras.callbacks.Callback):
         now = time.perf_counter()
         self.step += steps
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} between steps {self.step - steps + 1} and {self.step}, expected a finite one; "
-                "try a lower learning_rate or another precision"
-            )
+            raise NonFiniteLoss(loss, self.step - steps + 1, self.step)
         self._add(
             step=self.step,
             loss=loss,
@@ -69,7 +108,7 @@ class Records(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs and "val_loss" in logs:
             self._add(step=self.step, validation_loss=logs["val_loss"])
-        self._file.flush()
+            self._file.flush()
 
     def on_train_end(self, logs=None):
         self._file.close()
@@ -81,41 +120,102 @@ class Records(keras.callbacks.Callback):
     def _add(self, **row):
         row["seconds"] = time.perf_counter() - self._start
         self.rows.append(row)
-        self._writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        self._writer.writerow(_formatted(row))
         for function in self.on_row:
             function(row)
 
 
+def read_rows(path, last_step):
+    """The rows of a metrics.csv up to a step, without those that a killed process wrote in part."""
+    if not pathlib.Path(path).exists():
+        return []
+    rows = []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            try:
+                values = {key: float(value) for key, value in row.items() if value}
+                if values.keys() <= set(COLUMNS) and "seconds" in values and values["step"] <= last_step:
+                    rows.append(values | {"step": int(values["step"])})
+            except (ValueError, TypeError, KeyError):  # a line that was cut
+                continue
+    return rows
+
+
+def _formatted(row):
+    return {key: str(value) if key == "step" else f"{value:.6g}" for key, value in row.items()}
+
+
 class Checkpoints(keras.callbacks.Callback):
-    """Writes the model after each validation: to `last`, and when it is the best so far to the model directory.
+    """Writes what a run leaves behind: its resume state, and after each validation its weights.
+
+    The weights go to `training/last`, and when they are the best so far to the model directory. The resume state is
+    written first: with the weights of a model directory there is always a state to go on from.
 
     Args:
         directory: the model directory; `last` is `training/last` in it.
+        every: steps between checkpoints.
+        keep: how many checkpoints are kept.
+        callbacks: those with `state` and `restore`, by name. This callback must come after them.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, every, keep, callbacks):
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.last = self.directory / "training" / "last"
+        self.checkpoints = self.directory / "training" / "checkpoints"
+        self.every, self.keep, self.callbacks = every, keep, callbacks
         self.best_loss = math.inf
-        self.best_step = self.last_step = 0
+        self.best_step = self.step = 0
+        self.newest = None  # path of the last good checkpoint
+
+    def restore(self, path, state):
+        """Goes on from the checkpoint at `path`, whose extra is `state`; to be called before `fit`."""
+        self.newest = path
+        self.step, self.best_step = state["step"], state["best_step"]
+        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        for name, callback in self.callbacks.items():
+            callback.restore(state[name], self.step)
 
     def on_train_begin(self, logs=None):
-        self._step = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._batch = batch + 1
+        if self.newest is None:
+            self.save_state()
+        elif self.best_step == self.step > 0:
+            self.save_best()  # the process may have ended between state and weights
+            self.save_last()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._step += self._batch
-        self.save_last()
-        if logs.get("val_loss", -math.inf) < self.best_loss:
-            self.best_loss, self.best_step = logs["val_loss"], self._step
-            write_model_files(self.model, self.directory)
+        self.step = (epoch + 1) * self.params["steps"]
+        validated = "val_loss" in logs
+        best = validated and logs["val_loss"] < self.best_loss
+        if best:
+            self.best_loss, self.best_step = logs["val_loss"], self.step
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if self.step % self.every == 0 or last:
+            self.save_state()
+        if best:
+            self.save_best()
+        if validated or last:
+            self.save_last()
+
+    def save_state(self):
+        """Writes a checkpoint, from which `tfgpt train` goes on."""
+        state = {
+            "step": self.step,
+            "best_loss": None if self.best_loss == math.inf else float(self.best_loss),
+            "best_step": self.best_step,
+        }
+        state |= {name: callback.state() for name, callback in self.callbacks.items()}
+        path = checkpoint_path(self.checkpoints, self.step)
+        save_state(path, self.model, state)
+        self.newest = path
+        prune_checkpoints(self.checkpoints, self.keep)
+
+    def save_best(self):
+        """Writes the weights of now to the model directory."""
+        write_model_files(self.model, self.directory)
 
     def save_last(self):
         """Writes the weights of now to `training/last`."""
-        self.last_step = self._step
         with atomic_directory(self.last, overwrite=True) as temporary:
             write_model_files(self.model, temporary)
 
@@ -126,7 +226,7 @@ class Samples(keras.callbacks.Callback):
     Args:
         path: of the text file.
         prompt: a string.
-        max_new_tokens: the length of the continuation.
+        max_new_tokens: the length of the continuation; 0 takes no samples.
         seed: of sampling, at temperature 0.8.
         on_sample: functions called with the step and the text.
     """
@@ -136,42 +236,81 @@ class Samples(keras.callbacks.Callback):
         self.path, self.prompt, self.max_new_tokens, self.seed = path, prompt, max_new_tokens, seed
         self.on_sample = on_sample
         self.samples = []
-        self._steps = 0
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._batch = batch + 1
+    def state(self):
+        return self.samples
+
+    def restore(self, state, step):
+        self.samples = [tuple(sample) for sample in state]
 
     def on_epoch_end(self, epoch, logs=None):
-        self._steps += self._batch
+        if "val_loss" not in logs or not self.max_new_tokens:
+            return
+        step = (epoch + 1) * self.params["steps"]
         text = self.model.generate(self.prompt, max_new_tokens=self.max_new_tokens, temperature=0.8, seed=self.seed)
-        self.samples.append((self._steps, text))
+        self.samples.append((step, text))
         write_text(self.path, "\n\n".join(f"=== step {step} ===\n{text}" for step, text in self.samples) + "\n")
         for function in self.on_sample:
-            function(self._steps, text)
+            function(step, text)
+
+
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends the run when the validation loss has not fallen in `patience` validations; never if that is 0."""
+
+    def __init__(self, patience):
+        super().__init__()
+        self.patience = patience
+        self.best_loss = math.inf
+        self.waited = 0
+
+    @property
+    def stopped(self):
+        """Whether the run is to end."""
+        return self.waited >= self.patience > 0
+
+    def state(self):
+        return {"best_loss": None if self.best_loss == math.inf else float(self.best_loss), "waited": self.waited}
+
+    def restore(self, state, step):
+        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.waited = state["waited"]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if "val_loss" not in logs:
+            return
+        if logs["val_loss"] < self.best_loss:
+            self.best_loss, self.waited = logs["val_loss"], 0
+        else:
+            self.waited += 1
+        if self.stopped:
+            self.model.stop_training = True
 
 
 class StopOnInterrupt(keras.callbacks.Callback):
-    """Ends the run after the step under way when Ctrl-C is pressed; a second Ctrl-C interrupts at once."""
+    """Ends the run after the execution under way on Ctrl-C and on SIGTERM; a second one ends the process at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         super().__init__()
-        self.interrupted = False
-        self._previous = None
+        self.signal = None  # the one that came
+        self._previous = {}
 
     def on_train_begin(self, logs=None):
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            self._previous = {number: signal.signal(number, self._interrupt) for number in self.SIGNALS}
 
     def _interrupt(self, signum, frame):
-        self.interrupted = True
+        self.signal = signal.Signals(signum)
         self.model.stop_training = True
-        signal.signal(signal.SIGINT, self._previous)
+        self.restore()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.interrupted:
-            self.model.stop_training = True  # Keras resets it as an epoch begins
+        if self.signal:
+            self.model.stop_training = True  # Keras resets it as `fit` begins
 
     def restore(self):
-        """Gives Ctrl-C its meaning back; to be called when `fit` has returned or raised."""
-        if threading.current_thread() is threading.main_thread() and self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        """Gives the signals their meaning back; to be called when `fit` has returned or raised."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)

@@ -51,7 +51,10 @@ class RunConfig:
         sample_tokens: length of that continuation; 0 takes no samples.
         tensorboard: write TensorBoard logs (the `plots` extra).
         seed: of weights, windows, dropout and samples.
-        overwrite: replace a model that `out` holds.
+        overwrite: replace a model that `out` holds, or start an unfinished run there anew.
+        checkpoint_every: steps between checkpoints, from which the same command continues a run that was ended; a
+            multiple of steps_per_execution. By default one at each validation.
+        keep_checkpoints: how many of the newest to keep.
     """
 
     data: list[str]
@@ -90,6 +93,9 @@ class RunConfig:
     tensorboard: bool = True
     seed: int = 0
     overwrite: bool = False
+    # Fault tolerance: see resume.py.
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
 
     def __post_init__(self):
         """Checks ranges, and fills in what follows from other fields."""
@@ -129,12 +135,20 @@ class RunConfig:
         self._expect("evaluate_every", self._divides(self.evaluate_every, self.steps), f"a divisor of {self.steps}")
         for name, whole in (("log_every", self.evaluate_every), ("steps_per_execution", self.log_every)):
             self._expect(name, self._divides(getattr(self, name), whole), f"a divisor of {whole}")
+        self._check_checkpoints()
 
     def model_overrides(self):
         """The `GPT2Backbone` arguments that the run sets."""
         names = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
         names += ("initializer_range",)
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _check_checkpoints(self):
+        if self.checkpoint_every is None:
+            self.checkpoint_every = self.evaluate_every
+        multiple = self._divides(self.steps_per_execution, self.checkpoint_every) and self.checkpoint_every >= 1
+        self._expect("checkpoint_every", multiple, f"a multiple of the {self.steps_per_execution} steps_per_execution")
+        self._expect("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
 
     def _expect(self, name, valid, expected):
         if not valid:

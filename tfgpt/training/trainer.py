@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 
 import keras
 
@@ -18,16 +19,28 @@ from tfgpt.models.gpt2.model_directory import read_weights
 from tfgpt.text import (
     BytePairTokenizer,
     CharacterTokenizer,
+    TokenShards,
     read_documents,
     sequential_windows,
     training_windows,
     write_token_shards,
 )
-from tfgpt.training.callbacks import Checkpoints, Records, Samples, StopOnInterrupt
+from tfgpt.training.callbacks import (
+    Checkpoints,
+    EarlyStopping,
+    NonFiniteLoss,
+    Records,
+    Samples,
+    StopOnInterrupt,
+    Terminated,
+)
+from tfgpt.training.divergence import explain_divergence
 from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
 from tfgpt.training.optimizer import learning_rate_schedule, make_optimizer
+from tfgpt.training.resume import is_unfinished, open_tokens, remove_leftovers, remove_run
 from tfgpt.training.run_config import TOKENIZERS, RunConfig
+from tfgpt.training.run_state import restore_newest
 from tfgpt.training.tensorboard import TensorBoardLog
 
 
@@ -72,6 +85,9 @@ class RunObserver:
     def row(self, row):
         """A row of metrics: see `tfgpt.training.callbacks.COLUMNS`."""
 
+    def note(self, text):
+        """Something to be known: the run is a continued one, a checkpoint is damaged."""
+
     def sample(self, step, text):
         """A sample was taken."""
 
@@ -85,32 +101,23 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
     The directory's top holds the best weights by validation loss; `training/` the run's configuration, token shards,
     metrics.csv, loss.png, samples.txt, TensorBoard logs, summary.json, and the last weights in `last`.
 
+    The same configuration continues a run that was ended at any moment, to the weights that it would have had
+    (see `tfgpt.training.resume`).
+
     Raises:
         UserError: for bad input; the directory is then as it was, or holds the last checkpoint.
+        Terminated: when SIGTERM ended the run, after the step under way and a checkpoint.
     """
     observer = observer or RunObserver()
     directory = pathlib.Path(config.out)
     training = directory / "training"
-    if (directory / "config.json").exists() and not config.overwrite:
-        raise UserError(f"{directory} holds a model already, expected a new directory or --overwrite")
+    unfinished = is_unfinished(config)
+    remove_leftovers(directory)
     keras.utils.set_random_seed(config.seed)
-    observer.stage("reading text")
-    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
-    model_config = preset_config(config.preset) | config.model_overrides()
-    observer.stage("tokenizing")
-    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
-    model = make_model(config, model_config, tokenizer)
-    window = model.backbone.max_sequence_length
-    # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
-    with _staging(directory) as staging:
-        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
-        del documents
-        validation_split = shards.split("validation")
-        dataset = training_windows(shards.split("train"), window, config.batch_size, config.seed)
-        validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
-        _replace_run(directory, staging)
-
-    write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    model, shards = (_reopen if unfinished else _begin)(config, observer)
+    tokenizer, window = model.tokenizer, model.backbone.max_sequence_length
+    validation_split = shards.split("validation")
+    validation = sequential_windows(validation_split, window, config.batch_size, config.validation_batches)
     schedule = learning_rate_schedule(config.learning_rate, config.min_learning_rate, config.warmup_steps, config.steps)
     tensorboard = TensorBoardLog(training / "tensorboard") if _wants_tensorboard(config) else None
     records = Records(
@@ -119,32 +126,38 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         lambda step: float(schedule(step)),
         on_row=[observer.row, *([tensorboard.add_row] if tensorboard else [])],
     )
-    checkpoints = Checkpoints(directory)
-    interrupt = StopOnInterrupt()
-    callbacks = [checkpoints, records, interrupt]  # checkpoints first: a record that fails must not cost one
-    if config.sample_tokens:
-        prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
-        samples = Samples(
-            training / "samples.txt",
-            prompt,
-            config.sample_tokens,
-            config.seed,
-            on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
-        )
-        callbacks.append(samples)
-    if config.patience:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=config.patience))
+    interrupt, stopping = StopOnInterrupt(), EarlyStopping(config.patience)
+    prompt = config.sample_prompt or tokenizer.decode(validation_split.read(0, 16).tolist())
+    samples = Samples(
+        training / "samples.txt",
+        prompt,
+        config.sample_tokens,
+        config.seed,
+        on_sample=[observer.sample, *([tensorboard.add_sample] if tensorboard else [])],
+    )
+    remembered = {"records": records, "samples": samples, "early_stopping": stopping}
+    checkpoints = Checkpoints(directory, config.checkpoint_every, config.keep_checkpoints, remembered)
+    if unfinished:
+        path, state = restore_newest(checkpoints.checkpoints, model, observer.note)
+        checkpoints.restore(path, state)
+        observer.note(f"the run in {directory} goes on after step {checkpoints.step}")
+    dataset = training_windows(shards.split("train"), window, config.batch_size, config.seed, checkpoints.step)
     observer.begin(config, model.count_params())
+    begun = checkpoints.step // config.steps_per_execution
     try:
         model.fit(
             dataset,
-            epochs=config.steps // config.evaluate_every,
-            steps_per_epoch=config.evaluate_every,
+            initial_epoch=begun,
+            epochs=begun if stopping.stopped else config.steps // config.steps_per_execution,
+            steps_per_epoch=config.steps_per_execution,
             validation_data=validation,
-            callbacks=callbacks,
+            validation_freq=config.evaluate_every // config.steps_per_execution,
+            callbacks=[records, interrupt, samples, stopping, checkpoints],
             verbose=0,
             shuffle=False,  # the windows are shuffled already
         )
+    except NonFiniteLoss as error:
+        raise explain_divergence(error, model, shards, config, checkpoints, observer) from None
     except OSError as error:
         raise UserError(f"cannot write {training}: {(error.strerror or str(error)).lower()}") from error
     finally:
@@ -152,6 +165,8 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         observer.end()
         if tensorboard:
             tensorboard.close()
+    if interrupt.signal is signal.SIGTERM:
+        raise Terminated(records.step, checkpoints.newest)
 
     if checkpoints.best_step != records.step:
         observer.stage("reading the best weights back")
@@ -170,11 +185,40 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         bits_per_byte=evaluation.bits_per_byte,
         best_step=checkpoints.best_step,
         tokens_per_second=speeds[len(speeds) // 2],
-        samples=samples.samples if config.sample_tokens else [],
-        interrupted=interrupt.interrupted,
+        samples=samples.samples,
+        interrupted=interrupt.signal is not None,
     )
     write_text(training / "summary.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
+
+
+def _begin(config, observer):
+    """The model and the tokens of a new run, whose directory then holds nothing of an older one."""
+    directory = pathlib.Path(config.out)
+    training = directory / "training"
+    observer.stage("reading text")
+    documents = list(read_documents(config.data, max_bytes=config.max_bytes))
+    model_config = preset_config(config.preset) | config.model_overrides()
+    observer.stage("tokenizing")
+    tokenizer = make_tokenizer(config, documents, config.vocabulary_size or model_config["vocabulary_size"])
+    model = make_model(config, model_config, tokenizer)
+    window = model.backbone.max_sequence_length
+    # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
+    with _staging(directory) as staging:
+        shards = write_token_shards(staging, documents, tokenizer, config.validation_fraction, config.seed)
+        training_windows(shards.split("train"), window, config.batch_size, config.seed)  # for their checks
+        sequential_windows(shards.split("validation"), window, config.batch_size)
+        _replace_run(directory, staging)
+    tokenizer.save(training / "tokenizer")
+    write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    return model, TokenShards.open(training / "tokens")
+
+
+def _reopen(config, observer):
+    """The model, with weights to be restored, and the tokens of an unfinished run."""
+    observer.stage("checking the tokens of the unfinished run")
+    tokenizer, shards = open_tokens(config, pathlib.Path(config.out) / "training")
+    return make_model(config, preset_config(config.preset) | config.model_overrides(), tokenizer), shards
 
 
 def make_tokenizer(config, documents, vocabulary_size):
@@ -232,10 +276,9 @@ def _replace_run(directory, tokens):
     training = directory / "training"
     try:
         training.mkdir(parents=True, exist_ok=True)
+        remove_run(training)
         for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
             (directory / name).unlink(missing_ok=True)
-        for name in ("tokens", "last"):
-            shutil.rmtree(training / name, ignore_errors=True)
         tokens.rename(training / "tokens")
     except OSError as error:
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error
