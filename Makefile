@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-interop lint bench bench-shakespeare bench-generation bench-saved-model bench-export bench-peers lock clean
+.PHONY: help demo test test-resume test-interop lint bench bench-shakespeare bench-generation bench-saved-model bench-export bench-peers lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ demo: .venv/.installed ## train, export and check a small model, into build/demo
 
 test: .venv/.installed ## run the tests and the examples in docstrings
 	.venv/bin/python -m pytest -q -m "not interop"
+
+test-resume: .venv/.installed ## kill a run 20 times at random points: every resume must be bit-exact (5 minutes)
+	PYTHONPATH=. .venv/bin/python tests/resume/kill_and_resume.py $(SEED)
 
 test-interop: .venv/.installed .venv-interop/.installed .venv-neighbours/.installed
 test-interop: tests/neighbours/node_modules/.installed ## run the tests against other people's libraries

@@ -206,7 +206,11 @@ class Checkpoints(keras.callbacks.Callback):
         }
         state |= {name: callback.state() for name, callback in self.callbacks.items()}
         path = checkpoint_path(self.checkpoints, self.step)
-        save_state(path, self.model, state)
+        try:
+            save_state(path, self.model, state)
+        except UserError as error:
+            good = f"; the same command goes on from {self.newest}" if self.newest else ""
+            raise UserError(f"{error}{good}") from error
         self.newest = path
         prune_checkpoints(self.checkpoints, self.keep)
 

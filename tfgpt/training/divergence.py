@@ -29,13 +29,13 @@ def explain_divergence(error, model, shards, config, checkpoints, observer):
         The `UserError` to be raised instead.
     """
     split, window = shards.split("train"), model.backbone.max_sequence_length
-    message, step = str(error), checkpoints.step
+    message = str(error)
     good = f"the last good checkpoint is {checkpoints.newest}"
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return UserError(f"{message}; {good}")
-    observer.note(f"{message.partition(',')[0]}; taking the steps from {step} again to find the layer")
+    observer.note(f"{message.partition(',')[0]}; taking the steps since {checkpoints.newest} again to find the layer")
     try:
-        restore_state(checkpoints.newest, model)
+        step = restore_state(checkpoints.newest, model)["step"]
     except DamagedCheckpoint as damage:
         return UserError(f"{message}; {good}, but {damage}")
     if executions := (error.first - 1 - step) // config.steps_per_execution:
@@ -45,7 +45,10 @@ def explain_divergence(error, model, shards, config, checkpoints, observer):
     for number in range(error.first, error.last + 1):
         batch = sampler.batch(number - 1)
         inputs, targets = batch[:, :-1], batch[:, 1:]
-        found = first_nonfinite_layer(model, inputs)
+        try:
+            found = first_nonfinite_layer(model, inputs)
+        except tf.errors.OpError:  # a CPU has no eager products of float16
+            return UserError(f"{message}; {config.precision} has no eager kernels here to find the layer by; {good}")
         if found:
             layer, rows = found
             return UserError(
@@ -53,8 +56,11 @@ def explain_divergence(error, model, shards, config, checkpoints, observer):
                 f"{', '.join(map(str, rows))} of the batch that seed {config.seed} draws for it"
                 f"{_bad_weights(model, layer)}; {good}"
             )
-        model.train_step((tf.constant(inputs), tf.constant(targets)))
-    return UserError(f"{message}; taken one by one, its steps had finite activations in every layer; {good}")
+        model.reset_metrics()
+        loss = float(model.train_step((tf.constant(inputs), tf.constant(targets)))["loss"])
+        if not np.isfinite(loss):
+            return UserError(f"{message}; at step {number} it was {loss} though all activations were finite; {good}")
+    return UserError(f"{message}; taken again, these steps had finite activations and losses; {good}")
 
 
 def first_nonfinite_layer(model, inputs):

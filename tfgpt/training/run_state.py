@@ -120,7 +120,7 @@ def _groups(model):
 
 def _tensor_name(number, variable):
     # Keras' names have counters in them that depend on what else the process has made; order and last words do not.
-    return f"{number:04d}.{variable.name.rpartition('_')[2]}"
+    return f"{number:04d}.{variable.name.rstrip('_0123456789').rpartition('_')[2]}"
 
 
 def _check_names(path, found, variables):
