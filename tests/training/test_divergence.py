@@ -79,8 +79,8 @@ def test_a_run_names_the_layer_that_went_first(tmp_path, monkeypatch):
         train(config(tmp_path))
     expected = (
         r"the loss became nan between steps 1 and 5, expected a finite one; .*; at step 1 the activations of \S+/"
-        r"block_1/feed_forward/sublayer/output were the first that are not finite, in rows 0, 1, 2, 3 of the batch that "
-        r"seed 0 draws for it \(its weights kernel are not finite either\); the last good checkpoint is \S+/000000"
+        r"block_1/feed_forward/sublayer/output were the first that are not finite, in rows 0, 1, 2, 3 of the batch "
+        r"that seed 0 draws for it \(its weights kernel are not finite either\); the last good checkpoint is \S+/000000"
     )
     assert re.fullmatch(expected, str(error.value)), error.value
 

@@ -28,8 +28,8 @@ COMMANDS = {
 
 
 def main(arguments=None):
-    """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM
-    while training."""
+    """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check, 2 for bad input, 130 for Ctrl-C, 143 for
+    SIGTERM while training."""
     chosen = build_parser().parse_args(arguments)
     function = next(command for command in COMMANDS if command.__name__ == chosen.command)
     options = chosen[chosen.command].as_dict()

@@ -128,8 +128,8 @@ def _check_names(path, found, variables):
     if set(found) != expected:
         odd = sorted(set(found) ^ expected)
         raise UserError(
-            f"{path} has {len(set(found))} tensors, expected the {len(expected)} of this run's configuration; the first "
-            f"that only one of them has is {odd[0]}"
+            f"{path} has {len(set(found))} tensors, expected the {len(expected)} of this run's configuration; the "
+            f"first that only one of them has is {odd[0]}"
         )
 
 
