@@ -246,7 +246,6 @@ def make_model(config, model_config, tokenizer):
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
     model = GPT2CausalLM(GPT2Backbone(**model_config, dtype=config.precision), tokenizer=tokenizer)
     optimizer = make_optimizer(config, model.trainable_variables)
-    optimizer.build(model.trainable_variables)  # variables made in the first step would have it traced twice
     jit_compile = config.jit_compile
     if jit_compile is None:
         # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
@@ -258,6 +257,9 @@ def make_model(config, model_config, tokenizer):
         steps_per_execution=config.steps_per_execution,
         jit_compile=jit_compile,
     )
+    # Variables made in the first step would have it traced twice, and a checkpoint before it would lack them. Built
+    # here, because `compile` puts loss scaling around the optimizer, which has variables of its own.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
