@@ -41,14 +41,14 @@ demo: .venv/.installed ## train, export and check a small model, into build/demo
 	.venv/bin/tfgpt demo --out build/demo
 
 test: .venv/.installed ## run the tests and the examples in docstrings
-	.venv/bin/python -m pytest -q -m "not interop"
+	.venv/bin/python -m pytest -q -m "not interop and not slow"
 
 test-resume: .venv/.installed ## kill a run 20 times at random points: every resume must be bit-exact (5 minutes)
 	PYTHONPATH=. .venv/bin/python tests/resume/kill_and_resume.py $(SEED)
 
 test-interop: .venv/.installed .venv-interop/.installed .venv-neighbours/.installed
-test-interop: tests/neighbours/node_modules/.installed ## run the tests against other people's libraries
-	.venv-interop/bin/python -m pytest -q -m interop --ignore=tests/neighbours
+test-interop: tests/neighbours/node_modules/.installed ## run the tests against other people's libraries, and slow ones
+	.venv-interop/bin/python -m pytest -q -m "interop or slow" --ignore=tests/neighbours
 	.venv-neighbours/bin/python -m pytest -q tests/neighbours
 
 lint: .venv/.installed ## check style and formatting

@@ -28,7 +28,8 @@ class Report(RunObserver):
         self.description = text
 
     def row(self, row):
-        self.rows.append({name: value for name, value in row.items() if name in ("step", "loss", "validation_loss")})
+        names = ("step", "loss", "validation_loss", "gradient_norm")
+        self.rows.append({name: value for name, value in row.items() if name in names})
 
 
 class WithoutSymbolicBuild(GPT2CausalLM):

@@ -17,6 +17,7 @@ WORKER = pathlib.Path(__file__).parent / "distributed_worker.py"
 ROOT = WORKER.parents[2]
 TIMEOUT = 420  # a collective operation that waits for a process which is gone waits forever
 STEPS, EVERY = 12, 6
+ARRANGED = {"ema_decay": 0.8, "accumulate_steps": 2, "log_gradients": True}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,24 @@ def test_the_loss_curve_is_that_of_one_device(name, one, request):
     for report in request.getfixturevalue(name)[1]:
         for column in ("loss", "validation_loss"):
             np.testing.assert_allclose(curve(report, column), curve(expected, column), rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def arranged_one(text_file, tmp_path_factory):
+    return run_processes(tmp_path_factory.mktemp("arranged"), text_file, [{}], strategy="one_device", **ARRANGED)
+
+
+@pytest.mark.parametrize("name", ["two", "mirrored"])
+def test_averages_accumulation_and_gradient_norms_are_those_of_one_device(name, arranged_one, text_file, tmp_path):
+    if name == "two":
+        reports = run_processes(tmp_path / "run", text_file, cluster_environments(2), **ARRANGED)
+    else:
+        reports = run_processes(tmp_path / "run", text_file, [{}], "2", strategy="mirrored", **ARRANGED)
+    for column in ("loss", "validation_loss", "gradient_norm"):
+        expected = curve(arranged_one[0], column)
+        assert len(expected) >= 2
+        for report in reports:
+            np.testing.assert_allclose(curve(report, column), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["two", "three"])

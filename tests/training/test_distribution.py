@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -57,6 +58,17 @@ def test_a_compiled_step_with_sums_over_replicas_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps(TWO))
     with pytest.raises(UserError, match="jit_compile is true, expected false with strategy multi_worker"):
         Distribution.open("multi_worker", 4, jit_compile=True)
+
+
+def test_micro_batches_divide_each_replicas_share(monkeypatch):
+    from tfgpt.training import distribution
+
+    monkeypatch.setitem(distribution._OPENERS, "mirrored", lambda: SimpleNamespace(num_replicas_in_sync=2))
+    assert Distribution.open("mirrored", 12, accumulate_steps=3).name == "mirrored"
+    with pytest.raises(
+        UserError, match="accumulate_steps is 4, expected a divisor of the 6 windows of each of the 2 r"
+    ):
+        Distribution.open("mirrored", 12, accumulate_steps=4)
 
 
 def test_an_unknown_strategy_is_named():
