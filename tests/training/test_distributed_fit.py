@@ -17,6 +17,7 @@ WORKER = pathlib.Path(__file__).parent / "distributed_worker.py"
 ROOT = WORKER.parents[2]
 TIMEOUT = 420  # a collective operation that waits for a process which is gone waits forever
 STEPS, EVERY = 12, 6
+THREE = pytest.param("three", marks=pytest.mark.slow)
 ARRANGED = {"ema_decay": 0.8, "accumulate_steps": 2, "log_gradients": True}
 
 
@@ -95,7 +96,7 @@ def curve(report, column):
     return np.array([row[column] for row in report["rows"] if column in row])
 
 
-@pytest.mark.parametrize("name", ["two", "three", "mirrored"])
+@pytest.mark.parametrize("name", ["two", THREE, "mirrored"])
 def test_the_loss_curve_is_that_of_one_device(name, one, request):
     [expected] = one[1]
     assert len(curve(expected, "loss")) == STEPS // 2 and len(curve(expected, "validation_loss")) == STEPS // EVERY
@@ -110,6 +111,7 @@ def arranged_one(text_file, tmp_path_factory):
     return run_processes(tmp_path_factory.mktemp("arranged"), text_file, [{}], strategy="one_device", **ARRANGED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "mirrored"])
 def test_averages_accumulation_and_gradient_norms_are_those_of_one_device(name, arranged_one, text_file, tmp_path):
     if name == "two":
@@ -123,13 +125,13 @@ def test_averages_accumulation_and_gradient_norms_are_those_of_one_device(name, 
             np.testing.assert_allclose(curve(report, column), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
+@pytest.mark.parametrize("name", ["two", THREE])
 def test_metrics_agree_on_every_worker(name, request):
     first, *others = request.getfixturevalue(name)[1]
     assert all(report["rows"] == first["rows"] for report in others)
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
+@pytest.mark.parametrize("name", ["two", THREE])
 def test_the_chief_alone_writes(name, one, request):
     folder, reports = request.getfixturevalue(name)
     assert [report["wrote"] for report in reports] == [True] + [False] * (len(reports) - 1)
@@ -156,7 +158,7 @@ def test_the_global_batch_is_stated(one, two, mirrored):
     assert "global batch 12 = 3 devices × 4 windows" in mirrored[1][0]["description"]
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
+@pytest.mark.parametrize("name", ["two", THREE])
 def test_workers_agree_on_a_flag_and_on_the_chiefs_values(name, request):
     for report in request.getfixturevalue(name)[1]:
         assert report["flags"] == [True, False]

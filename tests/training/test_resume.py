@@ -358,6 +358,7 @@ def test_rows_that_were_written_in_part_are_left_out(tmp_path):
 # === Signals ===
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
     (tmp_path / "foxes.txt").write_text(TEXT)
     command = [sys.executable, "-m", "tfgpt.cli", "train", "--data", "foxes.txt", "--out", "model"]
