@@ -289,3 +289,10 @@ def test_several_formats_in_either_spelling(monkeypatch, tmp_path, options):
     monkeypatch.setattr("tfgpt.export.export_release", export_release)
     assert main(["export", "model", "--out", str(tmp_path / "release"), *options]) == 0
     assert calls == [(["onnx", "saved_model"], ["int8", "int4"], False)]
+
+
+def test_a_release_without_a_runtime(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text("{}")
+    assert main(["generate", str(tmp_path), "--prompt", "hi"]) == 2
+    expected = "is a release directory, expected --runtime saved_model or onnx with it"
+    assert expected in " ".join(capsys.readouterr().err.split())

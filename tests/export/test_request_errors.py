@@ -225,12 +225,34 @@ def test_continue_tokens_does_not_go_past_the_window(served):
     )
 
 
-def test_a_cache_that_does_not_fit_is_an_invalid_argument(served, good):
-    """TensorFlow's own words; the session lives on all the same."""
+STEPS = [
+    (
+        {"attention_mask": [[1, 1, 1]]},
+        "the columns are attention_mask 3, the cache and the new tokens 1, expected as many",
+    ),
+    (
+        {"input_ids": [[1, 2]], "attention_mask": [[1, 1]]},
+        "the columns are input_ids 2, position_ids 1, expected as many",
+    ),
+    (
+        {"input_ids": [[]], "position_ids": [[]]},
+        "the columns are input_ids 0, position_ids 0, expected as many of each",
+    ),
+    ({"input_ids": [[1], [2]]}, "the rows are input_ids 2, attention_mask 1, position_ids 1, past_key_values_0_key 1"),
+]
+
+
+@pytest.mark.parametrize("inputs, sentence", STEPS)
+def test_a_step_whose_inputs_do_not_belong_together(served, good, inputs, sentence):
     request, expected = good["decode_step"]
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        served("decode_step", **{**request, "attention_mask": [[1, 1, 1]]})
+    assert sentence in refuse(served, "decode_step", {**request, **inputs})
     np.testing.assert_array_equal(served("decode_step", **request).logits, expected.logits)
+
+
+def test_scores_of_rows_wider_than_the_window(served):
+    tokens, mask = [[1] * 65], [[0] * 62 + [1] * 3]
+    sentence = refuse(served, "score_tokens", {"token_ids": tokens, "padding_mask": mask})
+    assert sentence == "the width of row 0 is 65, expected at most 64, the window"
 
 
 # === A tokenizer of characters, without an end token ===

@@ -14,6 +14,7 @@ from tfgpt.export import export_release
 from tfgpt.export.release import served_settings
 from tfgpt.export.signatures import TextSignatures, TokenSignatures
 from tfgpt.generation_settings import GenerationSettings
+from tfgpt.runtime.runner import with_stop
 from tfgpt.text.in_graph_tokenizer import in_graph_tokenizer
 
 SETTINGS = {
@@ -112,7 +113,7 @@ def finish_reasons(signatures, text, **settings):
 def test_stop_tokens_of_a_file(directory, of_six_tokens, character_model, eos_token_id, stops):
     """Without the key it is the tokenizer's end token, which there is none of here."""
     config = {} if eos_token_id == "missing" else {"eos_token_id": eos_token_id}
-    settings = served_settings(directory(config), of_six_tokens)
+    settings = with_stop(served_settings(directory(config), of_six_tokens), character_model.tokenizer)
     signatures = TextSignatures(character_model, in_graph_tokenizer(character_model.tokenizer), settings)
     texts = list("abcdef")
     whole = character_model.generate([[i] for i in range(6)], max_new_tokens=10, return_prompt=False, stop_token_ids=())
@@ -126,8 +127,8 @@ def test_stop_tokens_of_a_file(directory, of_six_tokens, character_model, eos_to
     "stop_token_ids, found", [(None, [5]), ((), []), ((2,), [2])], ids=["none given", "none wanted", "given"]
 )
 def test_the_end_token_stops_unless_the_settings_say_otherwise(character_model, stop_token_ids, found):
-    settings = GenerationSettings(stop_token_ids=stop_token_ids)
-    assert TextSignatures(character_model, None, settings, end_token_id=5).stop_token_ids.numpy().tolist() == found
+    settings = with_stop(GenerationSettings(stop_token_ids=stop_token_ids), types.SimpleNamespace(end_token_id=5))
+    assert TextSignatures(character_model, None, settings).stop_token_ids.numpy().tolist() == found
 
 
 def test_without_a_tokenizer_only_given_tokens_stop(token_model):

@@ -283,3 +283,12 @@ def test_several_tokens_at_once(served, bpe_model):
     np.testing.assert_allclose(start.logits[0], expected[1], atol=1e-4)
     np.testing.assert_allclose(step.logits[0], expected[2:], atol=1e-4)
     assert step.present_0_key.shape == (1, 2, 5, 16)
+
+
+def test_padding_that_all_rows_have_is_cut(served):
+    narrow = served("prefill", token_ids=[[1, 2, 3], [0, 4, 5]], padding_mask=[[1, 1, 1], [0, 1, 1]])
+    tokens, mask = np.zeros((2, 500), int), np.zeros((2, 500), int)
+    tokens[0, 7:10], tokens[1, -2:], mask[0, 7:10], mask[1, -2:] = [1, 2, 3], [4, 5], 1, 1
+    wide = served("prefill", token_ids=tokens, padding_mask=mask)  # many times the window
+    for name, expected in vars(narrow).items():
+        np.testing.assert_array_equal(getattr(wide, name), expected)

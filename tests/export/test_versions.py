@@ -284,7 +284,7 @@ def test_a_release_without_a_saved_model(release, models):
 
 
 def test_a_release_that_is_none(tmp_path, models):
-    with pytest.raises(UserError, match="has no SavedModel"):
+    with pytest.raises(UserError, match="nothing does not exist, expected a release directory"):
         publish_version(tmp_path / "nothing", models)
 
 

@@ -327,7 +327,7 @@ def test_a_release_without_the_format(exported, tmp_path, runtime):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_directory_that_is_no_release(tmp_path, runtime):
     for release in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match="config.json cannot be read as JSON, expected a release directory"):
+        with pytest.raises(UserError, match="config.json does not exist, expected a release directory"):
             open_runner(release, runtime)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json cannot be read as JSON"):

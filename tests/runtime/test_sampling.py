@@ -131,3 +131,17 @@ def test_the_largest_are_tensorflows_top_k(kind, count):
     found_values, found_indices = largest(values, count)
     np.testing.assert_array_equal(found_indices, expected_indices)
     np.testing.assert_array_equal(found_values, expected_values)
+
+
+def test_settings_that_make_logits_infinite():
+    """Still the likeliest token, here and in TensorFlow."""
+    settings = GenerationSettings(temperature=1e-30, repetition_penalty=1e-35)
+    logits = np.array([[1.0, -2.0, 3.0], [-1.0, -5.0, -2.0]], np.float32)
+    seen = np.array([[False, True, True], [False, True, False]])
+    numbers = np.array([0.5, 0.0], np.float32)
+    ours, theirs = (
+        choose_tokens(logits, seen, settings, lambda: numbers),
+        tensorflows_choice(logits, seen, settings, numbers),
+    )
+    assert ours.tolist() == theirs.tolist()
+    assert set(ours.tolist()) <= {0, 1, 2}

@@ -166,6 +166,8 @@ def generate(
     if runtime == "keras":
         from tfgpt.models import GPT2CausalLM
 
+        if (pathlib.Path(model) / "manifest.json").is_file():
+            raise UserError(f"{model} is a release directory, expected --runtime saved_model or onnx with it")
         language_model = GPT2CausalLM.from_preset(model)
         _check_prompts(language_model.tokenizer, prompts, language_model.backbone.max_sequence_length, truncate)
         texts = language_model.generate(prompts, **settings)

@@ -42,10 +42,12 @@ def greedy_prompts(tokens, window):
 
 
 def perplexity_batches(tokens, window, vocabulary_size):
-    """Windows that follow each other from the middle of the text, up to `PERPLEXITY_TOKENS`, the last one shorter."""
-    start = max(0, (len(tokens) - PERPLEXITY_TOKENS) // 2)
-    chosen = np.asarray(tokens[start : start + PERPLEXITY_TOKENS]).astype(np.int64)
-    texts = [chosen[i : i + window] for i in range(0, len(chosen), window)]
+    """Windows spread evenly over the text, up to `PERPLEXITY_TOKENS` in all; of a shorter text all, side by side."""
+    count = -(-min(len(tokens), PERPLEXITY_TOKENS) // window)
+    if len(tokens) > PERPLEXITY_TOKENS:
+        texts = [_text(tokens, i, count, window) for i in range(count)]
+    else:
+        texts = [np.asarray(tokens[i * window : (i + 1) * window]).astype(np.int64) for i in range(count)]
     texts = [text for text in texts if len(text) > 1]
     rows_at_once = max(1, 2**26 // (window * vocabulary_size))
     groups = [range(i, min(i + rows_at_once, len(texts))) for i in range(0, len(texts), rows_at_once)]

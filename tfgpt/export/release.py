@@ -23,6 +23,7 @@ from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.runtime.release_files import change, read_manifest
+from tfgpt.runtime.runner import with_stop
 from tfgpt.runtime.variants import VARIANTS, data_path, onnx_path
 from tfgpt.version import __version__
 
@@ -104,7 +105,7 @@ def export_release(
         source = model_directory.absolute().name
         _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
-        reports = [_check(expected, open_one(), model.tokenizer, say) for open_one in _openers(release, formats)]
+        reports = [_check(expected, open_one(), release, model, say) for open_one in _openers(release, formats)]
         if quantize and all(report.passed for report in reports if TOLERANCES[report.precision].same_text):
             from tfgpt.export.budget import is_over_budget, within_budget
 
@@ -174,13 +175,14 @@ def _expectation(model, tokens, say):
     return Expectation(KerasRunner(model), tokens, say)
 
 
-def _check(expected, runner, tokenizer, say):
+def _check(expected, runner, release, model, say):
     """The report of one runner: of tokens, and of text where its artifact holds the tokenizer."""
     report = check_runner(expected, runner, say)
-    if runner.name == "saved_model" and tokenizer is not None:
+    if runner.name == "saved_model" and model.tokenizer is not None:
+        stops = with_stop(served_settings(release, model), model.tokenizer).stop_token_ids
         say(f"{runner.name}: continuations of text")
         with breach_on_failure(report, "text"):
-            check_text(report, runner, expected, tokenizer)
+            check_text(report, runner, expected, model.tokenizer, stops)
     return report
 
 
@@ -220,7 +222,7 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
     model = load_for_export(model_directory)
     expected = _expectation(model, held_out_tokens(model_directory, model.tokenizer, text), on_progress)
     say = on_progress or (lambda line: None)
-    reports = [_check(expected, open_one(), model.tokenizer, say) for open_one in _openers(release, runtimes)]
+    reports = [_check(expected, open_one(), release, model, say) for open_one in _openers(release, runtimes)]
     for name, entry in manifest["files"].items():
         if message := change(release, name, entry):
             for owner in _owners(name, reports):

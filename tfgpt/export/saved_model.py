@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfgpt.export.signatures import TextSignatures, TokenSignatures
 from tfgpt.export.warm_up import write_warm_up
 from tfgpt.generation_settings import GenerationSettings
+from tfgpt.runtime.runner import with_stop
 from tfgpt.text.in_graph_tokenizer import in_graph_tokenizer
 
 
@@ -32,6 +33,7 @@ def export_saved_model(model, path, settings=None):
         served = TokenSignatures(model, settings.stop_token_ids or ())
     else:
         module.tokenizer = in_graph_tokenizer(model.tokenizer)
+        settings = with_stop(settings, model.tokenizer)
         served = TextSignatures(model, module.tokenizer, settings, model.tokenizer.end_token_id)
     signatures = {name: function.get_concrete_function() for name, function in served.functions().items()}
     try:

@@ -11,7 +11,13 @@ import tensorflow as tf
 
 from tfgpt.export.decoder import decoder_inputs, decoder_outputs
 from tfgpt.generation.decoding import DECODE_SIGNATURE, decode
-from tfgpt.generation.request_checks import require, require_rows, require_settings, require_tokens
+from tfgpt.generation.request_checks import (
+    require,
+    require_rows,
+    require_settings,
+    require_step,
+    require_tokens,
+)
 from tfgpt.models.gpt2.backbone import positions_from_mask
 from tfgpt.text.in_graph_tokenizer import valid_utf8
 
@@ -126,12 +132,16 @@ class TokenSignatures:
             token_ids, padding_mask: (B, T) int32, padded on either side.
 
         Returns:
-            `log_probabilities` (B, T) float32, of each token after those before it in its row, 0 at the first one and
-            at padding; `log_probability` (B,) float32, their sum; `num_scored_tokens` (B,) int32. The perplexity of a
-            row is exp(-log_probability / num_scored_tokens).
+            `log_probabilities` (B, T) float32, of each token after those before it in its row, 0 at the first one, at
+            padding, and behind padding within a row; `log_probability` (B,) float32, their sum; `num_scored_tokens`
+            (B,) int32. The perplexity of a row is exp(-log_probability / num_scored_tokens).
         """
         token_ids, padding_mask = require_rows(token_ids=token_ids, padding_mask=padding_mask)
         token_ids, padding_mask = self._checked(token_ids, padding_mask)
+        widths = tf.fill([tf.shape(token_ids)[0]], tf.shape(token_ids)[1])
+        widths = require("the width", widths, widths <= self.window, f"at most {self.window}, the window")
+        with tf.control_dependencies([widths]):
+            token_ids = tf.identity(token_ids)
         hidden, _ = self.read(token_ids, padding_mask)
         logits, targets = self.model.logits(hidden[:, :-1]), token_ids[:, 1:]
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
@@ -164,8 +174,9 @@ class TokenSignatures:
             token_ids, padding_mask: (B, P) int32, padded on either side.
 
         Returns:
-            `logits` (B, V) float32 after each row's last token; `padding_mask` (B, P) and `position_ids` (B, 1) int64,
-            the mask of the cache, to which a client adds a 1 for each token, and the place of the next token;
+            With P cut to the longest row: `logits` (B, V) float32 after each row's last token; `padding_mask` (B, P)
+            and `position_ids` (B, 1) int64, the mask of the cache, to which a client adds a 1 for each token, and the
+            place of the next token;
             `present_{i}_key` and `present_{i}_value` (B, H, P, K), the KV cache.
         """
         token_ids, padding_mask = require_rows(token_ids=token_ids, padding_mask=padding_mask)
@@ -190,11 +201,12 @@ class TokenSignatures:
         Returns:
             `logits` (B, T, V) float32, `present_{i}_key` and `present_{i}_value` (B, H, S, K).
         """
+        input_ids, attention_mask, position_ids, past = require_step(input_ids, attention_mask, position_ids, past)
         size, window = self.backbone.vocabulary_size, self.window
         input_ids = require("input_ids", input_ids, (input_ids >= 0) & (input_ids < size), f"0 to {size - 1}")
         within = (position_ids >= 0) & (position_ids < window)
         position_ids = require("position_ids", position_ids, within, f"0 to {window - 1}, for the window has {window}")
-        outputs = self._read(input_ids, attention_mask, position_ids, *past.values())
+        outputs = self._read(input_ids, attention_mask, position_ids, *past)
         return {"logits": self.model.logits(outputs.pop("hidden_states")), **outputs}
 
     def read(self, token_ids, padding_mask):
@@ -220,7 +232,9 @@ class TokenSignatures:
         return require_tokens(token_ids, padding_mask, self.backbone.vocabulary_size, self.window)
 
     def _tokens(self, token_ids, padding_mask):
-        return pad_rows_left(*self._checked(token_ids, padding_mask))
+        token_ids, padding_mask = pad_rows_left(*self._checked(token_ids, padding_mask))
+        longest = tf.reduce_max(tf.reduce_sum(padding_mask, axis=1))
+        return token_ids[:, -longest:], padding_mask[:, -longest:]  # padding that every row has only costs time
 
 
 class TextSignatures(TokenSignatures):
@@ -229,13 +243,12 @@ class TextSignatures(TokenSignatures):
     Args:
         model: a `GPT2CausalLM` that computes in float32.
         tokenizer: of `tfgpt.text.in_graph_tokenizer`.
-        settings: `GenerationSettings`, what the default signature generates with.
+        settings: `GenerationSettings` with their stop tokens, what the default signature generates with.
         end_token_id: what an empty prompt begins with; None without such a token.
     """
 
     def __init__(self, model, tokenizer, settings, end_token_id=None):
-        stops = settings.stop_token_ids
-        super().__init__(model, stops if stops is not None else () if end_token_id is None else (end_token_id,))
+        super().__init__(model, settings.stop_token_ids)
         self.tokenizer, self.settings, self.end_token_id = tokenizer, settings, end_token_id
         self._encode = _function(self._encode_text, {"text": TEXT})
 
@@ -279,7 +292,9 @@ class TextSignatures(TokenSignatures):
         outputs = self.generate(*self._encode(text), **dict(zip(settings, values, strict=True)))
         stopped = tf.cast(outputs["finish_reason"] == "stop", tf.int32)
         new = tf.RaggedTensor.from_tensor(outputs["token_ids"], lengths=outputs["num_new_tokens"] - stopped)
-        new_bytes = self.tokenizer.decode(new)
+        # A padded model may give an id that no token has: it is no text.
+        known = tf.ragged.boolean_mask(new, new < self.tokenizer.vocabulary_size)
+        new_bytes = self.tokenizer.decode(known)
         new_text = valid_utf8(new_bytes)
         texts = {
             "text": tf.strings.join([valid_utf8(text), new_text]),

@@ -8,7 +8,7 @@ from tfgpt.export.tolerances import TOLERANCES
 NEW_TOKENS = 32
 
 
-def check_text(report, runner, expected, tokenizer):
+def check_text(report, runner, expected, tokenizer, stops):
     """Continues the prompts of the parity check as text, and adds a breach where it is not the model's.
 
     The tokenizer that the graph's is compared with is the `tokenizers` library's.
@@ -18,6 +18,7 @@ def check_text(report, runner, expected, tokenizer):
         runner: one with `complete`.
         expected: an `Expectation`.
         tokenizer: a `tfgpt.text` tokenizer.
+        stops: the token ids that end the artifact's continuations.
     """
     reference, limit = expected.reference, TOLERANCES[report.precision].logit
     texts = [tokenizer.decode(prompt) for prompt in expected.prompts]
@@ -25,7 +26,6 @@ def check_text(report, runner, expected, tokenizer):
     texts = [text for text in texts if 0 < len(tokenizer.encode(text)) <= reference.window]
     prompts = [tokenizer.encode(text) for text in texts]
     found = runner.complete(texts, NEW_TOKENS)
-    stops = () if tokenizer.end_token_id is None else (tokenizer.end_token_id,)
     continuations = reference.greedy(prompts, NEW_TOKENS, stops)
     for number, (text, prompt, want, got) in enumerate(zip(texts, prompts, continuations, found, strict=True)):
         tokens = got["token_ids"]

@@ -128,6 +128,8 @@ def _newest_saved_model(release):
     """RELEASE/saved_model/NAME/VERSION, of the one model that a release has."""
     found = sorted(path for path in (release / "saved_model").glob("*") if versions_of(path))
     if not found:
+        if not release.is_dir():
+            raise UserError(f"{release} does not exist, expected a release directory")
         message = "expected a release directory that was exported with --formats saved_model"
         raise UserError(f"{release} has no SavedModel in saved_model/NAME/1, {message}")
     if len(found) > 1:

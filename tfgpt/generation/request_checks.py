@@ -66,6 +66,29 @@ def require_tokens(token_ids, padding_mask, vocabulary_size, window):
         return tf.identity(token_ids), tf.cast(real, tf.int32)
 
 
+def require_step(input_ids, attention_mask, position_ids, past):
+    """The inputs of a step with a KV cache, or InvalidArgument unless they belong together.
+
+    Args:
+        input_ids, position_ids: (B, T).
+        attention_mask: (B, S).
+        past: name → (B, H, S - T, K).
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids`, and the list of the cache's tensors.
+    """
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = dict(zip(names, (input_ids, attention_mask, position_ids), strict=True))
+    tensors = require_rows(**inputs, **past)
+    inputs, past = dict(zip(names, tensors, strict=False)), tensors[len(names) :]
+    new = {name: inputs[name] for name in ("input_ids", "position_ids")}
+    tokens, positions = _require_sizes("columns", new, axis=1, least=1, expected="as many of each, and at least 1")
+    seen = tf.concat([tf.zeros_like(past[0][:, 0, :, 0], tokens.dtype), tokens], axis=1)
+    sizes = {"attention_mask": inputs["attention_mask"], "the cache and the new tokens": seen}
+    mask, _ = _require_sizes("columns", sizes, axis=1, least=1, expected="as many of each")
+    return tokens, mask, positions, past
+
+
 def require_settings(settings):
     """The settings of a request, or InvalidArgument for what `GenerationSettings` refuses, too.
 

@@ -22,7 +22,9 @@ def choose_tokens(logits, seen, settings, uniform):
 
     def sampled():
         temperature = tf.where(is_greedy, 1.0, settings["temperature"])
-        tokens = sample(logits / temperature[:, None], settings["top_k"], settings["top_p"], uniform())
+        # Tiny temperatures make logits infinite, of which a softmax makes no numbers.
+        scaled = tf.clip_by_value(logits / temperature[:, None], logits.dtype.min, logits.dtype.max)
+        tokens = sample(scaled, settings["top_k"], settings["top_p"], uniform())
         return tf.where(is_greedy, greedy, tokens)
 
     # Greedy rows alone never pay for sorting the vocabulary.

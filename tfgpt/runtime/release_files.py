@@ -18,6 +18,8 @@ def read_release_config(release):
         UserError: if there is none.
     """
     path = pathlib.Path(release) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, expected a release directory that has it")
     try:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -22,7 +22,11 @@ def choose_tokens(logits, seen, settings, uniform):
     temperature = np.float32(settings.temperature)
     if temperature == 0:
         return logits.argmax(axis=-1)
-    return sample(logits / temperature, settings.top_k, np.float32(settings.top_p), uniform())
+    # Tiny temperatures make logits infinite, of which a softmax makes no numbers.
+    limits = np.finfo(np.float32)
+    with np.errstate(over="ignore"):
+        scaled = np.clip(logits / temperature, limits.min, limits.max)
+    return sample(scaled, settings.top_k, np.float32(settings.top_p), uniform())
 
 
 def penalize_repetition(logits, seen, penalty):
