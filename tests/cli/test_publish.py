@@ -60,7 +60,7 @@ def test_what_a_user_can_get_wrong_is_one_sentence(release, models, capsys):
     assert failure(capsys, "publish", release, models, "--keep", "0").startswith(
         "tfgpt: keep is 0, expected at least 1"
     )
-    assert "has no SavedModel" in failure(capsys, "publish", models, models)
+    assert "does not exist, expected a release directory" in failure(capsys, "publish", models, models)
     assert "has no versions, expected a base path" in failure(capsys, "rollback", models)
     assert main(["publish", str(release), str(models)]) == 0
     assert "has version 1 alone" in failure(capsys, "rollback", models / "demo")

@@ -55,6 +55,7 @@ def run_config(text_file, out, **fields):
         "sample_tokens": 0,
         "tensorboard": False,
         "jit_compile": False,
+        "seed": 1,
     }
     return RunConfig(data=[str(text_file)], out=str(out), **{**defaults, **fields})
 

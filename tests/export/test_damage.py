@@ -1,6 +1,7 @@
 """Every way in which an artifact can stop being the model must fail the parity check, and say where."""
 
 import contextlib
+import itertools
 import re
 import shutil
 import types
@@ -127,8 +128,8 @@ def test_a_token_whose_scale_is_doubled(release_with, onnx_weights, reference, a
 def test_scales_in_another_order(release_with, onnx_weights, assert_breach, artifact):
     release, variant = release_with("onnx"), artifact.removeprefix("onnx/")
     weights = onnx_weights(release / "onnx" / f"model_{variant}.onnx")
-    for layer in range(2):
-        with weights.edit(f"transformer.h.{layer}.attn.c_attn.weight_scales") as scales:
+    for layer, kernel in itertools.product(range(2), ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")):
+        with weights.edit(f"transformer.h.{layer}.{kernel}.weight_scales") as scales:
             scales[:] = scales[::-1].copy()
     assert_breach(release, artifact, ("perplexity", "prefill then decode"), PERPLEXITY)
 
