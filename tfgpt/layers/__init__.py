@@ -1,4 +1,4 @@
-"""Keras layers of the Transformer, written with `keras.ops` alone."""
+"""Keras layers of the Transformer, written with `keras.ops`; `decoding_kernels` says what that has no kernel for."""
 
 from tfgpt.layers.attention import MultiHeadAttention
 from tfgpt.layers.dense import Dense
