@@ -21,6 +21,7 @@ CASES = {
         [X],
     ),
     "FeedForward gelu_tanh": (lambda **d: layers.FeedForward(12, **d), [X]),
+    "LayerNormalization": (lambda **d: layers.LayerNormalization(epsilon=0.1, **d), [X]),
     "TokenEmbedding": (lambda **d: layers.TokenEmbedding(10, 8, embeddings_initializer=NORMAL, **d), [IDS]),
     "LearnedPositions": (lambda **d: layers.LearnedPositions(10, 8, embeddings_initializer=NORMAL, **d), [IDS]),
     "SinusoidalPositions": (lambda **d: layers.SinusoidalPositions(8, max_wavelength=50, **d), [IDS]),

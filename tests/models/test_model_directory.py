@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -9,6 +10,8 @@ import safetensors.numpy
 from tests.models import gpt2_numpy
 from tfgpt.errors import UserError
 from tfgpt.models import GPT2CausalLM
+from tfgpt.models.gpt2.model_directory import read_weights
+from tfgpt.text import BytePairTokenizer
 
 IDS = np.random.default_rng(0).integers(0, 300, (2, 9))
 
@@ -54,6 +57,7 @@ def test_config_has_hugging_face_keys(saved):
         "n_embd": 32,
         "n_inner": 128,
         "n_positions": 32,
+        "n_ctx": 32,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
@@ -64,6 +68,7 @@ def test_config_has_hugging_face_keys(saved):
         "eos_token_id": None,
         "tie_word_embeddings": True,
         "use_cache": True,
+        "torch_dtype": "float32",
     }
 
 
@@ -85,7 +90,7 @@ def test_a_directory_from_elsewhere(tmp_path):
     config = {"model_type": "gpt2", "vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32}
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_ctx": 32, "summary_type": "cls_index"}))
     weights = gpt2_numpy.random_weights(2, 32, 300, 32)
-    for dtype in ("float32", "float16"):
+    for dtype in ("float32", "float16", ml_dtypes.bfloat16):
         stored = {name: tensor.astype(dtype) for name, tensor in weights.items()}
         safetensors.numpy.save_file(stored, tmp_path / "model.safetensors")
         model = GPT2CausalLM.from_preset(tmp_path)
@@ -186,6 +191,40 @@ def test_missing_and_unknown_tensors_are_named(saved):
 def test_shape_of_another_size(saved):
     change_tensors(saved, **{"transformer.wpe.weight": np.zeros((31, 32), "float32")})
     with pytest.raises(UserError, match=r"transformer.wpe.weight of shape \(31, 32\), expected \(32, 32\)"):
+        GPT2CausalLM.from_preset(saved)
+
+
+def test_weights_that_are_no_floats(saved):
+    change_tensors(saved, **{"transformer.wpe.weight": np.zeros((32, 32), "int64")})
+    with pytest.raises(UserError, match="has transformer.wpe.weight of dtype I64, expected one of F32, F16, BF16"):
+        GPT2CausalLM.from_preset(saved)
+
+
+def test_nothing_is_assigned_before_every_tensor_was_found_right(saved, model):
+    backbone = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, seed=5).backbone
+    before = [weight.numpy() for weight in backbone.weights]
+    change_tensors(saved, **{"transformer.ln_f.bias": np.zeros(31, "float32")})
+    with pytest.raises(UserError, match=r"transformer.ln_f.bias of shape \(31,\), expected \(32,\)"):
+        read_weights(backbone, saved / "model.safetensors")
+    for old, weight in zip(before, backbone.weights):
+        np.testing.assert_array_equal(weight.numpy(), old)
+
+
+def test_tokenizer_that_the_embedding_has_no_rows_for(model, tmp_path):
+    text = "the cat sat on the mat, the cat ate the rat that sat; " * 3
+    tokenizer = BytePairTokenizer.train([text], vocabulary_size=270)
+    for vocabulary_size in (tokenizer.vocabulary_size, tokenizer.vocabulary_size + 50):  # embeddings may be padded
+        saved = tmp_path / str(vocabulary_size)
+        config = {"load_weights": False, "vocabulary_size": vocabulary_size}
+        larger = GPT2CausalLM.from_preset("gpt2-test", **config)
+        larger.tokenizer = tokenizer
+        larger.save_to_preset(saved)
+        assert GPT2CausalLM.from_preset(saved).tokenizer.vocabulary_size == tokenizer.vocabulary_size
+    change_config(saved, vocab_size=260)
+    change_tensors(saved, **{"transformer.wte.weight": np.zeros((260, 32), "float32")})
+    with pytest.raises(
+        UserError, match=f"the tokenizer of .* has {tokenizer.vocabulary_size} tokens, expected at most"
+    ):
         GPT2CausalLM.from_preset(saved)
 
 

@@ -22,7 +22,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on. " * 1
 OPTIONS = "--preset gpt2-test --tokenizer character --batch_size 4 --dropout 0.1 --learning_rate 1e-2 --warmup_steps 5"
 OPTIONS += f" --steps {STEPS} --evaluate_every 20 --log_every 5 --steps_per_execution 5 --checkpoint_every 5"
 OPTIONS += " --validation_batches 2 --sample_tokens 8 --initializer_range 0.1 --keep_checkpoints 1000"
-OPTIONS += " --no_tensorboard --jit_compile false"  # XLA compiles longer than such a run takes
+OPTIONS += " --no_tensorboard --compile none"  # XLA compiles longer than such a run takes
 ENVIRONMENT = os.environ | {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_NUM_INTRAOP_THREADS": "1",

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfgpt.errors import UserError
-from tfgpt.training.distribution import Distribution
+from tfgpt.training.distribution import Distribution, check_compile
 from tfgpt.training.run_config import STRATEGIES, RunConfig
 
 TWO = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
@@ -56,8 +56,16 @@ def test_what_a_machine_cannot_give_is_one_sentence(name, cluster, message, monk
 
 def test_a_compiled_step_with_sums_over_replicas_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps(TWO))
-    with pytest.raises(UserError, match="jit_compile is true, expected false with strategy multi_worker"):
-        Distribution.open("multi_worker", 4, jit_compile=True)
+    with pytest.raises(UserError, match="compile is 'step', expected 'none' with strategy multi_worker"):
+        Distribution.open("multi_worker", 4, compile="step")
+
+
+@pytest.mark.parametrize("name", ["mirrored", "multi_worker", "tpu"])
+def test_kernels_are_one_devices(name):
+    check_compile("kernels", "one_device")
+    check_compile("auto", name)
+    with pytest.raises(UserError, match=f"compile is 'kernels', expected 'none' with strategy {name}"):
+        check_compile("kernels", name)
 
 
 def test_micro_batches_divide_each_replicas_share(monkeypatch):

@@ -26,7 +26,7 @@ def config(folder, **fields):
         "sample_tokens": 0,
         "dropout": 0.1,
         "tensorboard": False,
-        "jit_compile": False,
+        "compile": "none",
     }
     return RunConfig(data=[str(folder / "foxes.txt")], out=str(folder / "model"), **(defaults | fields))
 

@@ -1,8 +1,11 @@
+import gc
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfgpt.training.optimizer import make_optimizer
+from tfgpt.training.optimizer import FusedAdamW, make_optimizer
 from tfgpt.training.run_config import RunConfig
 
 
@@ -132,3 +135,71 @@ def test_gradients_are_clipped_by_their_global_norm():
     optimizer = make_optimizer(run, [variable])
     clipped = optimizer._clip_gradients([keras.ops.array(np.full(4, 10.0, "float32"))])
     np.testing.assert_allclose(np.linalg.norm(np.asarray(clipped[0])), 1.0, rtol=1e-5)
+
+
+# === AdamW in one pass, against Keras' ===
+
+
+def applying(optimizer, variables, compiled):
+    def apply(*gradients):
+        optimizer.apply(list(gradients), variables)
+
+    return tf.function(apply, autograph=False) if compiled else apply
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"clip_norm": 0.0}, {"weight_decay": 0.0}, {"ema_decay": 0.5}])
+def test_fused_adamw_is_keras_own_step_by_step(fields, compiled):
+    start, gradients = start_and_gradients()
+    schedule = {"steps": 10, "warmup_steps": 2, "learning_rate": RATE, "min_learning_rate": 0.0}
+    config = RunConfig(data=["x"], out="y", **schedule | {"weight_decay": DECAY, "clip_norm": 1.0} | fields)
+    pair = []
+    for fused in (False, True):
+        variables = [keras.Variable(x.astype("float32"), name=f"kernel_{i}") for i, x in enumerate(start)]
+        optimizer = make_optimizer(config, variables, fused)
+        assert (type(optimizer) is FusedAdamW) == fused
+        optimizer.build(variables)
+        pair.append((optimizer, variables, applying(optimizer, variables, compiled)))
+    # Norms of about 5 are clipped, those of about 0.005 are not.
+    for number, step in enumerate([*gradients, *([x * 1e-3 for x in g] for g in gradients)], 1):
+        for *_, apply in pair:
+            apply(*(tf.constant(g, "float32") for g in step))
+        for a, b in zip(pair[0][0].variables + pair[0][1], pair[1][0].variables + pair[1][1], strict=True):
+            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=2e-6, atol=1e-7, err_msg=f"{a.path}, step {number}")
+    assert np.abs(pair[1][1][0].numpy() - start[0]).max() > RATE / 2
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])  # the last one's square is infinite
+def test_gradients_that_are_not_finite_are_as_with_keras(bad, clip_norm):
+    start, [gradient, *_] = start_and_gradients()
+    gradient[0][0, 0] = bad
+    found = []
+    for fused in (False, True):
+        variables = [keras.Variable(x.astype("float32"), name=f"kernel_{i}") for i, x in enumerate(start)]
+        config = RunConfig(data=["x"], out="y", steps=10, warmup_steps=0, clip_norm=clip_norm)
+        make_optimizer(config, variables, fused).apply([tf.constant(g, "float32") for g in gradient], variables)
+        found.append([variable.numpy() for variable in variables])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-6)
+        assert not clip_norm or np.isnan(b).all()
+
+
+def test_other_optimizers_are_never_fused():
+    variables = [keras.Variable(np.ones((2, 2), "float32"))]
+    optimizer = make_optimizer(RunConfig(data=["x"], out="y", optimizer="lion"), variables, fused=True)
+    assert type(optimizer) is keras.optimizers.Lion
+
+
+def test_an_optimizer_after_one_that_is_gone():
+    # A compiled function holds on to no variables: one for all optimizers would fail the second.
+    config = RunConfig(data=["x"], out="y", steps=10, warmup_steps=0)
+    for _ in range(2):
+        variables = [keras.Variable(np.ones((2, 3), "float32"), name="kernel")]
+        optimizer = make_optimizer(config, variables, fused=True)
+        optimizer.build(variables)
+        step = applying(optimizer, variables, compiled=True)
+        step(tf.ones((2, 3)))
+        assert variables[0].numpy().max() < 1
+        del variables, optimizer, step
+        gc.collect()

@@ -18,7 +18,7 @@ from tfgpt.models import GPT2CausalLM
 from tfgpt.text import CharacterTokenizer, prepare
 from tfgpt.training import run_report
 from tfgpt.training.callbacks import Checkpoints, EarlyStopping, read_rows
-from tfgpt.training.resume import is_unfinished
+from tfgpt.training.resume import as_begun, is_unfinished
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.trainer import RunObserver, train
 
@@ -58,7 +58,7 @@ def config(out, **fields):
         "patience": 5,
         "checkpoint_every": 10,
         "tensorboard": False,
-        "jit_compile": False,
+        "compile": "none",
     }
     return RunConfig(data=[str(text)], out=str(out), **(defaults | fields))
 
@@ -141,9 +141,10 @@ def test_a_torn_checkpoint_is_left_for_the_one_before(unbroken, unfinished, ende
 @pytest.mark.parametrize(
     "fields",
     [
-        {"jit_compile": True, "steps_per_execution": 1},
+        {"compile": "step", "steps_per_execution": 1},
+        {"compile": "kernels", "precision": "mixed_bfloat16", "recompute": True, "dropout": 0.0},
         {"precision": "mixed_bfloat16"},
-        {"precision": "mixed_float16", "jit_compile": True},
+        {"precision": "mixed_float16", "compile": "step"},
         {"ema_decay": 0.9, "sample_tokens": 8},
         {"accumulate_steps": 2, "log_gradients": True},  # the noise scale's moving average, too
         {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4, "label_smoothing": 0.1},
@@ -263,6 +264,22 @@ def test_another_configuration_is_refused_by_name(unfinished, ended, fields, mes
 def test_other_data_is_refused(unfinished):
     with pytest.raises(UserError, match=r"^data is \[.*foxes.txt'\], expected \[.*foxes.txt'\] as in the unfinished"):
         is_unfinished(config(unfinished))
+
+
+def test_auto_goes_on_as_the_run_began(unbroken, tmp_path):
+    # On this machine auto would have it compiled.
+    begun = {"precision": "float32", "compile": "none"}
+    broken_off(tmp_path / "model", 25, **begun)
+    for name, other, stored in [("precision", "mixed_bfloat16", "float32"), ("compile", "step", "none")]:
+        with pytest.raises(UserError, match=f"^{name} is '{other}', expected '{stored}' as in the unfinished run"):
+            train(config(tmp_path / "model", **begun | {name: other}))
+    auto = config(tmp_path / "model", precision="auto", compile="auto")
+    assert is_unfinished(auto)
+    assert (as_begun(auto).precision, as_begun(auto).compile) == ("float32", "none")
+    train(auto)
+    assert outcome(tmp_path / "model")[3:] == outcome(unbroken)[3:]
+    stored = json.loads((tmp_path / "model" / "training" / "config.json").read_text())
+    assert (stored["precision"], stored["compile"]) == ("float32", "none")
 
 
 def test_what_changes_no_weight_may_change(unfinished, ended):

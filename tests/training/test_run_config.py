@@ -33,7 +33,10 @@ def test_one_path_is_a_list_of_one():
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected above 0"),
         ({"beta_2": 1.0}, "beta_2 is 1.0, expected from 0 to below 1"),
         ({"dropout": 1.5}, "dropout is 1.5"),
-        ({"precision": "float8"}, "precision is 'float8', expected one of float32, mixed_bfloat16, mixed_float16"),
+        (
+            {"precision": "float8"},
+            "precision is 'float8', expected one of auto, float32, mixed_bfloat16, mixed_float16",
+        ),
         ({"steps": 100, "evaluate_every": 30}, "evaluate_every is 30, expected a divisor of 100"),
         ({"steps": 100, "evaluate_every": 50, "log_every": 20}, "log_every is 20, expected a divisor of 50"),
         ({"steps": 10, "warmup_steps": 11}, "warmup_steps is 11, expected at most the 10 steps"),

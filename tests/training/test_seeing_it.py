@@ -27,7 +27,7 @@ def text_file(tmp_path_factory):
 def small(text_file, out, **fields):
     defaults = {"preset": "gpt2-test", "tokenizer": "character", "steps": 20, "batch_size": 8, "learning_rate": 3e-3}
     defaults |= {"warmup_steps": 2, "evaluate_every": 10, "log_every": 5, "validation_batches": 2, "sample_tokens": 0}
-    defaults |= {"num_layers": 1, "jit_compile": False}
+    defaults |= {"num_layers": 1, "compile": "none"}
     return RunConfig(data=[str(text_file)], out=str(out), initializer_range=0.1, **(defaults | fields))
 
 

@@ -20,7 +20,7 @@ DYNAMIC = re.compile(r"^(Where|Unique|UniqueV2|NonMaxSuppression.*|DynamicPartit
 
 @pytest.fixture(scope="module")
 def model():
-    config = RunConfig(data=["x"], out="y", precision="mixed_bfloat16", jit_compile=False)
+    config = RunConfig(data=["x"], out="y", precision="mixed_bfloat16", compile="none")
     shape = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": T, "dropout": 0.1}
     return make_model(config, shape, CharacterTokenizer.train(["the quick brown fox"]))
 

@@ -3,6 +3,7 @@ from keras import ops
 
 from tfgpt.layers import decoding_kernels
 from tfgpt.layers.dense import Dense, reshapable
+from tfgpt.layers.fusible import fusible
 from tfgpt.layers.masks import causal_mask
 
 # Added to no score, put in its place: exp(MASKED - max) is exactly 0 in float32, and a row whose keys are all masked
@@ -112,35 +113,38 @@ class MultiHeadAttention(keras.layers.Layer):
         return_attention_weights=False,
         training=None,
     ):
+        shape = reshapable(x)
         if self.cross_attention:
-            (q,) = self._heads(self.query, x, parts=1)  # (B, H, T, K)
+            (q,) = self._heads(self.query, x, shape, parts=1)  # (B, H, T, K)
             k, v = self.keys_and_values(memory) if cache is None else cache  # (B, H, S, K)
             offset = 0
         else:
-            q, k, v = self._heads(self.query_key_value, x, parts=3)  # (B, H, T, K) each
-            offset = 0
+            q, k, v = self._heads(self.query_key_value, x, shape, parts=3)  # (B, H, T, K) each
+            past, offset = cache, 0
             if cache is not None:
-                offset = ops.shape(cache[0])[2] if cache_index is None else cache_index
                 k, v = cache = self._extend(cache, k, v, cache_index)  # (B, H, S, K) each
+                if use_causal_mask:
+                    offset = ops.shape(past[0])[2] if cache_index is None else cache_index
 
         one_token = cache is not None and x.shape[1] == 1
-        kernels = decoding_kernels if one_token else ops
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
         if one_token:
             scores = decoding_kernels.matmul(q, k, transpose_b=True)  # (B, H, 1, S)
         else:
             scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (B, H, T, S)
-        scores = ops.cast(scores, "float32")  # house rule: the softmax is float32 under every policy
         if use_causal_mask:
             causal = causal_mask(ops.shape(q)[2], ops.shape(k)[2], offset)
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
-        if attention_mask is not None:
-            scores = ops.where(attention_mask, scores, MASKED)
-        weights = kernels.softmax(scores)
+        dtype = "float32" if return_attention_weights else self.compute_dtype
+        if one_token:
+            weights = masked_softmax(scores, attention_mask, decoding_kernels.softmax, dtype)
+        else:
+            weights = attention_weights(scores, *(() if attention_mask is None else (attention_mask,)), dtype=dtype)
         attended = self.weights_dropout(ops.cast(weights, self.compute_dtype), training=training)
-        y = kernels.matmul(attended, v)  # (B, H, T, K)
+        y = (decoding_kernels if one_token else ops).matmul(attended, v)  # (B, H, T, K)
         y = ops.transpose(y, (0, 2, 1, 3))  # (B, T, H, K)
-        y = self.output_dense(ops.reshape(y, (*reshapable(y)[:2], self.hidden_dim)))  # (B, T, D)
+        y = self.output_dense(ops.reshape(y, (-1, self.hidden_dim)))  # (B * T, D)
+        y = ops.reshape(y, shape)  # (B, T, D)
 
         outputs = (y,)
         if cache is not None:
@@ -151,15 +155,16 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def keys_and_values(self, memory):
         """The cache of cross-attention: `memory` (B, S, D_memory) as a pair of (B, H, S, K)."""
-        k, v = self._heads(self.key_value, memory, parts=2)
+        k, v = self._heads(self.key_value, memory, reshapable(memory), parts=2)
         return k, v
 
-    def _heads(self, projection, x, parts):
+    def _heads(self, projection, x, shape, parts):
         """Projects (B, T, D) to `parts` tensors (B, H, T, K), with one transposition for all of them."""
-        # The shape is x's, not the projection's: tf2onnx 1.17 merges a reshape with one whose shape is read off it
-        # into a wrong one.
-        shape = (*reshapable(x)[:2], parts * self.num_heads, self.head_dim)
-        x = ops.reshape(projection(x), shape)  # (B, T, parts * H, K)
+        rows = ops.reshape(x, (-1, x.shape[-1]))  # (B * T, D)
+        # The shape is x's, not the rows': tf2onnx 1.17 merges a reshape with one whose shape is read off it into a
+        # wrong one.
+        heads = (*shape[:2], parts * self.num_heads, self.head_dim)
+        x = ops.reshape(projection(rows), heads)  # (B, T, parts * H, K)
         x = ops.transpose(x, (0, 2, 1, 3))  # (B, parts * H, T, K)
         return ops.split(x, parts, axis=1)
 
@@ -181,3 +186,16 @@ class MultiHeadAttention(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),
         }
+
+
+@fusible
+def attention_weights(scores, *mask, dtype):
+    """The softmax of scores (B, H, T, S) over the keys, without those that a mask hides, as a `dtype`."""
+    return masked_softmax(scores, *mask or (None,), ops.softmax, dtype)
+
+
+def masked_softmax(scores, mask, softmax, dtype):
+    x = ops.cast(scores, "float32")  # house rule: the softmax is float32 under every policy
+    if mask is not None:
+        x = ops.where(mask, x, MASKED)
+    return ops.cast(softmax(x), dtype)

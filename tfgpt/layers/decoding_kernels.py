@@ -27,11 +27,12 @@ def write_slots(buffer, new, index):
     # place where nothing else holds the buffer, as in a decoding loop.
     import tensorflow as tf
 
+    length = ops.shape(new)[2] if new.shape[2] is None else new.shape[2]
     whole_axes = 0b1011  # all but the slots'
     return tf.raw_ops.TensorStridedSliceUpdate(
         input=buffer,
         begin=[0, 0, index, 0],
-        end=[0, 0, index + ops.shape(new)[2], 0],
+        end=[0, 0, index + length, 0],
         strides=[1, 1, 1, 1],
         value=new,
         begin_mask=whole_axes,

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from tfgpt.layers.fusible import fusible
+
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class Dense(keras.layers.Layer):
@@ -41,11 +43,11 @@ class Dense(keras.layers.Layer):
         )
 
     def call(self, x):
-        shape = reshapable(x)
-        y = ops.matmul(ops.reshape(x, (-1, self.input_dim)), self.kernel)
-        if self.bias is not None:
-            y = ops.add(y, self.bias)
-        return ops.reshape(y, (*shape[:-1], self.units))
+        weights = (self.kernel,) if self.bias is None else (self.kernel, self.bias)
+        if len(x.shape) == 2:
+            return affine(x, *weights)
+        y = affine(ops.reshape(x, (-1, self.input_dim)), *weights)
+        return ops.reshape(y, (*reshapable(x)[:-1], self.units))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
@@ -58,6 +60,13 @@ class Dense(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
+
+
+@fusible
+def affine(x, kernel, *bias):
+    """`x W + b` of rows (N, D); without `bias`, `x W`."""
+    y = ops.matmul(x, kernel)
+    return ops.add(y, *bias) if bias else y
 
 
 def reshapable(x):

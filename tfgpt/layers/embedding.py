@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from tfgpt.layers.dense import reshapable
+from tfgpt.layers.fusible import fusible
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -39,17 +40,18 @@ class TokenEmbedding(keras.layers.Layer):
             name="embeddings",
             shape=(self.vocabulary_size, self.hidden_dim),
             initializer=self.embeddings_initializer,
+            autocast=False,  # which would cast the whole matrix to look up a few rows
         )
 
     def call(self, inputs, reverse=False):
         if not reverse:
-            return ops.take(self.embeddings, inputs, axis=0)
-        shape = reshapable(inputs)
+            return ops.cast(ops.take(self.embeddings, inputs, axis=0), self.compute_dtype)
+        shape, embeddings = reshapable(inputs), ops.cast(self.embeddings, self.compute_dtype)
         x = ops.reshape(inputs, (-1, self.hidden_dim))
         if inputs.shape[-2] == 1:  # a step of decoding: few rows
-            logits = ops.transpose(ops.matmul(self.embeddings, ops.transpose(x)))
+            logits = ops.transpose(ops.matmul(embeddings, ops.transpose(x)))
         else:
-            logits = ops.matmul(x, ops.transpose(self.embeddings))
+            logits = project(x, embeddings)
         return ops.reshape(logits, (*shape[:-1], self.vocabulary_size))
 
     def get_config(self):
@@ -59,3 +61,9 @@ class TokenEmbedding(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
         }
+
+
+@fusible
+def project(x, embeddings):
+    """Logits (N, V) of rows (N, D): their products with each token's vector."""
+    return ops.matmul(x, ops.transpose(embeddings))

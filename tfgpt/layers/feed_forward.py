@@ -1,16 +1,21 @@
 import keras
 from keras import ops
 
-from tfgpt.layers.dense import Dense
+from tfgpt.layers.dense import Dense, reshapable
+from tfgpt.layers.fusible import fusible
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
+@fusible
 def gelu_tanh(x):
     """GELU in its tanh form, GPT-2's activation (Hendrycks and Gimpel 2016, section 2; "gelu_new" in Hugging Face).
 
     Written out, since the cube by multiplication is several times cheaper on a CPU than `pow`.
     """
-    return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if dtype in ("bfloat16", "float16"):  # a CPU would go to float32 and back for every operator
+        x = ops.cast(x, "float32")
+    return ops.cast(0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))), dtype)
 
 
 ACTIVATIONS = {"gelu_tanh": gelu_tanh}
@@ -82,7 +87,9 @@ class FeedForward(keras.layers.Layer):
         self.output_dense.build((None, self.intermediate_dim))
 
     def call(self, x):
-        return self.output_dense(self.activation(self.intermediate_dense(x)))
+        rows = ops.reshape(x, (-1, x.shape[-1]))  # (B * T, D)
+        y = self.output_dense(self.activation(self.intermediate_dense(rows)))
+        return ops.reshape(y, reshapable(x))  # (B, T, D)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -1,5 +1,7 @@
 import keras
 
+from tfgpt.layers.normalization import LayerNormalization
+
 NORMALIZATIONS = ("pre", "post", "none")
 
 
@@ -40,8 +42,7 @@ class ResidualBlock(keras.layers.Layer):
         self.epsilon = epsilon
         self.norm = None
         if normalization != "none":
-            # Keras computes the statistics in float32 whatever the policy is.
-            self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.dtype_policy, name="norm")
+            self.norm = LayerNormalization(epsilon=epsilon, dtype=self.dtype_policy, name="norm")
 
     def build(self, input_shape, **shapes):
         if self.norm is not None:

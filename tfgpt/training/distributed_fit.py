@@ -90,17 +90,7 @@ class _DistributedFit:
         return self._reducible(super().train_step(data))
 
     def test_step(self, data):
-        """Keras' own, but that the loss of a batch is the mean over its targets in the whole of it, as it is on one
-        device: replicas' shares of the last batch differ in padding, and their means would not count alike."""
-        inputs, targets, weights = data
-        local_mean = self.compute_loss(inputs, targets, self(inputs, training=False), weights, training=False)
-        # Keras' losses are shares of the mean over replicas.
-        local_sum = local_mean * self.distribute_strategy.num_replicas_in_sync * tf.reduce_sum(weights)
-        total, count = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, [local_sum, tf.reduce_sum(weights)]
-        )
-        self._loss_tracker.update_state(total / count, sample_weight=tf.shape(targets)[0])
-        return self._reducible(self.get_metrics_result())
+        return self._reducible(super().test_step(data))
 
     def _reducible(self, metrics):
         if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):

@@ -32,14 +32,14 @@ class Distribution:
     cluster: Cluster
 
     @classmethod
-    def open(cls, name, batch_size, jit_compile=None, accumulate_steps=1):
+    def open(cls, name, batch_size, compile="auto", accumulate_steps=1):
         """Chooses and starts a strategy; that of several workers waits until all of them are there.
 
         Args:
             name: "auto" takes multi_worker where `TF_CONFIG` names several workers, tpu where there is a TPU,
                 mirrored where there are several GPUs, and else one_device.
             batch_size: the global one.
-            jit_compile: whether the run is to compile its step with XLA.
+            compile: what the run is to compile with XLA (see `RunConfig`).
             accumulate_steps: micro-batches of each replica's share of the batch.
 
         Raises:
@@ -54,8 +54,7 @@ class Distribution:
                 "strategy such as multi_worker, and a TF_CONFIG without tasks of type 'ps'"
             )
         _check_cluster(name, cluster, batch_size)
-        if jit_compile and name in ("mirrored", "multi_worker"):
-            raise UserError(f"jit_compile is true, expected false with strategy {name}: XLA does not sum over replicas")
+        check_compile(compile, name)
         strategy = _OPENERS[name]()
         replicas = strategy.num_replicas_in_sync
         if batch_size % replicas:
@@ -166,6 +165,14 @@ class AgreeOnStopping(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.stop_training = self.distribution.any_worker(self.model.stop_training)
+
+
+def check_compile(compile, name):
+    """Refuses what a run is to compile with XLA where a strategy cannot have it compiled."""
+    if compile not in ("auto", "none") and name in ("mirrored", "multi_worker"):
+        raise UserError(f"compile is {compile!r}, expected 'none' with strategy {name}: XLA does not sum over replicas")
+    if compile == "kernels" and name == "tpu":
+        raise UserError("compile is 'kernels', expected 'none' with strategy tpu, which compiles the step itself")
 
 
 def _best(cluster):

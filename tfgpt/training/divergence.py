@@ -90,7 +90,7 @@ def first_nonfinite_layer(model, inputs):
         def wrapper(*args, **kwargs):
             outputs = call(*args, **kwargs)
             # Layers return innermost first, in the order of the computation.
-            rows = [] if found else _nonfinite_rows(outputs)
+            rows = [] if found else _nonfinite_rows(outputs, len(inputs))
             if rows:
                 found.append((path, rows))
             return outputs
@@ -115,13 +115,14 @@ def _layers(layer, prefix=""):
         yield from _layers(child, f"{prefix}{child.name}/")
 
 
-def _nonfinite_rows(outputs):
+def _nonfinite_rows(outputs, batch_size):
     rows = set()
     for output in keras.tree.flatten(outputs):
         if tf.is_tensor(output) and output.dtype.is_floating:
             finite = tf.math.is_finite(output)
             axes = list(range(1, len(output.shape)))
-            rows |= set(np.flatnonzero(~tf.reduce_all(finite, axis=axes).numpy()).tolist())
+            found = np.flatnonzero(~tf.reduce_all(finite, axis=axes).numpy())
+            rows |= set((found * batch_size // output.shape[0]).tolist())  # positions may be folded into the first axis
     return sorted(rows)
 
 

@@ -14,6 +14,7 @@ from tfgpt.training.run_state import list_checkpoints
 
 # What may differ from the run that is continued: it changes no weight. The directory may have been moved.
 FREE = {"out", "overwrite", "checkpoint_every", "keep_checkpoints", "tensorboard", "wandb", "measure_peak"}
+CHOSEN = ("precision", "compile")  # which a run writes down as its device made them
 
 
 def is_unfinished(config):
@@ -35,6 +36,12 @@ def is_unfinished(config):
         return False
     _check_config(config, directory / "training" / "config.json")
     return True
+
+
+def as_begun(config):
+    """The configuration of an unfinished run with what it has chosen for its device, which this one may leave open."""
+    stored = read_json(pathlib.Path(config.out) / "training" / "config.json")
+    return dataclasses.replace(config, **{name: stored[name] for name in CHOSEN if name in stored})
 
 
 def open_tokens(config, training):
@@ -96,7 +103,8 @@ def _check_config(config, path):
     for name, value in dataclasses.asdict(config).items():
         # A field that is newer than the run had its default in it.
         expected = stored.get(name, defaults[name])
-        if name not in FREE and json.loads(json.dumps(value)) != expected:
+        chosen = value == "auto" and name in CHOSEN  # as the run chose
+        if not chosen and name not in FREE and json.loads(json.dumps(value)) != expected:
             raise UserError(
                 f"{name} is {value!r}, expected {expected!r} as in the unfinished run in {config.out}, which goes on "
                 "with the settings it began with; --overwrite starts anew"

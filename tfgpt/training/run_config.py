@@ -6,7 +6,8 @@ import dataclasses
 
 from tfgpt.errors import UserError
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+COMPILATIONS = ("auto", "step", "kernels", "none")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
@@ -51,8 +52,12 @@ class RunConfig:
             for training/last; about 1 / (1 - ema_decay) updates are averaged, 0 has none.
         label_smoothing: of the targets, in training only.
         z_loss: coefficient of log² of the softmax's denominator, in training only; PaLM has 1e-4.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16" (with loss scaling).
-        jit_compile: compile the step with XLA; by default so, except for mixed_bfloat16 on a CPU.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16" (with loss scaling); "auto" chooses for the device
+            and the model's width (see `tfgpt.training.arrangement`).
+        compile: with XLA, the whole "step", small "kernels" between products (a CPU's best for wide models), or
+            "none"; "auto" chooses likewise.
+        recompute: compute activations inside blocks again for the gradient instead of keeping them, which takes a
+            third longer and leaves one tensor a block of the activations' memory.
         steps_per_execution: steps in one call of the compiled function; by default as many as fit the log.
         evaluate_every: steps between validations; divides `steps`. By default a tenth of them.
         validation_batches: batches of a validation during the run, spread over the split; when the run has ended, the
@@ -110,8 +115,9 @@ class RunConfig:
     ema_decay: float = 0.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    precision: str = "float32"
-    jit_compile: bool | None = None
+    precision: str = "auto"
+    compile: str = "auto"
+    recompute: bool = False
     steps_per_execution: int | None = None
     evaluate_every: int | None = None
     validation_batches: int = 20
@@ -157,6 +163,7 @@ class RunConfig:
         self._check_optimization()
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._expect("compile", self.compile in COMPILATIONS, f"one of {', '.join(COMPILATIONS)}")
         self._expect("strategy", self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
         self._expect("warmup_steps", self.warmup_steps <= self.steps, f"at most the {self.steps} steps")
         self._expect("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")

@@ -3,9 +3,15 @@
 import keras
 import tensorflow as tf
 
+from tfgpt.layers.embedding import project
+from tfgpt.layers.fusible import kernels
 from tfgpt.models.gpt2 import GPT2CausalLM
+from tfgpt.training.chunked_loss import chunked_loss, chunked_loss_sum
 from tfgpt.training.gradients import layer_norms, noise_scale_parts, squared_norm
-from tfgpt.training.losses import token_losses
+from tfgpt.training.kernels import fused_kernel
+from tfgpt.training.losses import TokenLoss
+
+ROUND = 64
 
 
 class TrainingCausalLM(GPT2CausalLM):
@@ -19,29 +25,33 @@ class TrainingCausalLM(GPT2CausalLM):
     Args:
         backbone: a `GPT2Backbone`.
         tokenizer: kept beside the model.
-        label_smoothing: of the training loss; validation has the loss that is given to `compile`.
+        label_smoothing: of the training loss; validation has the loss that is given to `compile`, a `TokenLoss`.
         z_loss: of the training loss.
+        fused: compute elementwise chains by small compiled kernels (see `tfgpt.training.kernels`).
         accumulate_steps: micro-batches a step; divides the batch size of each replica.
         log_gradients: keeps means of gradient norms, before clipping, in `gradient_metrics`; where a batch comes in
             parts, by accumulation or replicas, those of the noise scale, too.
     """
 
     def __init__(
-        self, backbone, tokenizer=None, label_smoothing=0.0, z_loss=0.0, accumulate_steps=1, log_gradients=False
+        self,
+        backbone,
+        tokenizer=None,
+        label_smoothing=0.0,
+        z_loss=0.0,
+        fused=False,
+        accumulate_steps=1,
+        log_gradients=False,
     ):
         super().__init__(backbone, tokenizer=tokenizer)
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.fused = fused
         self.accumulate_steps = accumulate_steps
         self.log_gradients = log_gradients
         if log_gradients:
             names = ["gradient_norm", *(f"gradient_norm/{layer}" for layer in layer_norms(self, None))]
             names += ["noise_trace", "squared_gradient"] if self._has_parts() else []
             self.gradient_metrics = {name: keras.metrics.Mean(name=name) for name in names}
-
-    def token_losses(self, token_ids, targets):
-        """What training minimizes: losses (B, T)."""
-        logits = self(token_ids, training=True)
-        return token_losses(logits, targets, self.label_smoothing, self.z_loss)
 
     def train_step(self, data):
         token_ids, targets, weights = keras.utils.unpack_x_y_sample_weight(data)
@@ -60,13 +70,69 @@ class TrainingCausalLM(GPT2CausalLM):
         self.optimizer.apply(gradients, self.trainable_variables)
         return self.get_metrics_result()
 
+    def test_step(self, data):
+        """Keras' own, but that logits are there a chunk at a time, and that the loss of a batch is the mean over its
+        targets in the whole of it under every strategy: replicas' shares of the last batch differ in padding, and
+        their means would not count alike."""
+        token_ids, targets, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(self.loss, TokenLoss):
+            raise ValueError(f"validation has the loss {self.loss!r}, expected a TokenLoss")
+        if weights is None:
+            weights = tf.ones(tf.shape(targets), "float32")
+        embedding = self.backbone.token_embedding
+        with kernels(fused_kernel if self.fused else None):
+            hidden = self.backbone(token_ids, training=False)  # (B, T, D)
+            loss = chunked_loss_sum(
+                lambda rows: embedding(rows, reverse=True),
+                embedding.vocabulary_size,
+                *_rows(hidden, targets, weights),
+                label_smoothing=self.loss.label_smoothing,
+                z_loss=self.loss.z_loss,
+            )
+        sums = [loss, tf.reduce_sum(weights)]
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        self._loss_tracker.update_state(tf.math.divide_no_nan(*sums), sample_weight=tf.shape(targets)[0])
+        return self.get_metrics_result()
+
     def _loss_and_gradients(self, token_ids, targets, weights, total):
         """The losses' sum over `total`, and its gradients times the loss scale."""
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self.token_losses(token_ids, targets) * weights) / total
-            scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, [variable.value for variable in self.trainable_variables])
-        return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]  # no IndexedSlices of embeddings
+        scale = self.optimizer.scale_loss(1.0)  # of float16's gradients
+        embedding = self.backbone.token_embedding
+        with kernels(fused_kernel if self.fused else None):
+            with tf.GradientTape() as tape:
+                hidden = self.backbone(token_ids, training=True)  # (B, T, D)
+            matrix = self._projection_matrix()
+            loss, d_hidden, [d_projection] = chunked_loss(
+                lambda rows: project(rows, matrix),
+                [matrix],
+                *_rows(hidden, targets, weights * tf.math.divide_no_nan(scale, total)),
+                label_smoothing=self.label_smoothing,
+                z_loss=self.z_loss,
+                classes=embedding.vocabulary_size if matrix.shape[0] > embedding.vocabulary_size else None,
+            )
+            gradients = tape.gradient(  # which may compute blocks again
+                hidden,
+                {id(variable): variable.value for variable in self.trainable_variables},
+                output_gradients=tf.reshape(d_hidden, tf.shape(hidden)),
+            )
+        key = id(embedding.embeddings)
+        if key in gradients:  # it is not frozen
+            # The embedding is projection, too. Keras' sum of both gradients would first make the few rows that were
+            # looked up a whole matrix.
+            rows = gradients[key]
+            d_projection = d_projection[: embedding.vocabulary_size]
+            gradients[key] = tf.tensor_scatter_nd_add(d_projection, rows.indices[:, None], rows.values)
+        return loss / scale, [tf.convert_to_tensor(gradient) for gradient in gradients.values()]  # no IndexedSlices
+
+    def _projection_matrix(self):
+        """The tied embedding as the products take it, cast once a step."""
+        embedding = self.backbone.token_embedding
+        matrix = tf.cast(embedding.embeddings.value, self.compute_dtype)
+        if self.fused and not self.label_smoothing:
+            # A number of rows like 50257 makes the gradient's product a quarter slower than the next round one.
+            matrix = tf.pad(matrix, [[0, -embedding.vocabulary_size % ROUND], [0, 0]])
+        return matrix
 
     def _accumulate(self, token_ids, targets, weights, total):
         """As `_loss_and_gradients`, a micro-batch at a time; also the mean squared norm of micro-batches' gradients."""
@@ -109,3 +175,8 @@ class TrainingCausalLM(GPT2CausalLM):
         finite = tf.math.is_finite(whole)  # not where float16 overflows and the step is skipped
         for name, value in values.items():
             self.gradient_metrics[name].update_state(tf.where(finite, value, 0.0), sample_weight=finite)
+
+
+def _rows(*tensors):
+    """Tensors (B, T, ...) as (B * T, ...)."""
+    return [tf.reshape(x, (-1, *x.shape[2:])) for x in tensors]

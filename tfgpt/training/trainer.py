@@ -16,6 +16,7 @@ from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.models.gpt2 import GPT2Backbone, preset_config
 from tfgpt.models.gpt2.model_directory import read_weights
 from tfgpt.text import sequential_windows, training_windows
+from tfgpt.training.arrangement import arrange
 from tfgpt.training.callbacks import NonFiniteLoss
 from tfgpt.training.distributed_fit import (
     distributed_model_class,
@@ -23,13 +24,14 @@ from tfgpt.training.distributed_fit import (
     steps_per_execution,
     sum_gradients_first,
 )
-from tfgpt.training.distribution import Distribution
+from tfgpt.training.distribution import Distribution, check_compile
 from tfgpt.training.divergence import explain_divergence
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.optimizer import make_optimizer
-from tfgpt.training.resume import is_unfinished, open_tokens, remove_leftovers
+from tfgpt.training.recompute import recompute_blocks
+from tfgpt.training.resume import as_begun, is_unfinished, open_tokens, remove_leftovers
 from tfgpt.training.run_callbacks import RunCallbacks
-from tfgpt.training.run_config import RunConfig
+from tfgpt.training.run_config import PRECISIONS, RunConfig
 from tfgpt.training.run_data import open_run_data
 from tfgpt.training.run_directory import replace_run, staging
 from tfgpt.training.run_report import RunObserver, TrainingResult, report
@@ -54,7 +56,7 @@ def train(config: RunConfig, observer: RunObserver | None = None) -> TrainingRes
         Terminated: when SIGTERM ended the run, after the steps under way and a checkpoint.
         WorkerLostError: when another worker of the cluster is gone.
     """
-    distribution = Distribution.open(config.strategy, config.batch_size, config.jit_compile, config.accumulate_steps)
+    distribution = Distribution.open(config.strategy, config.batch_size, config.compile, config.accumulate_steps)
     with distribution.private_directory(config) as private:
         return _train(private, observer or RunObserver(), distribution)
 
@@ -63,6 +65,12 @@ def _train(config, observer, distribution):
     directory = pathlib.Path(config.out)
     WandbLog.check(config)
     unfinished = is_unfinished(config)
+    with distribution.scope():
+        config = arrange(as_begun(config) if unfinished else config, _model_config(config)["hidden_dim"])
+    # The chief alone knows how an unfinished run began, and workers' machines may differ.
+    precision = PRECISIONS[distribution.from_chief(PRECISIONS.index(config.precision))]
+    config = dataclasses.replace(config, precision=precision)
+    check_compile(config.compile, distribution.name)
     remove_leftovers(directory)
     keras.utils.set_random_seed(config.seed)
     model, train_split, validation_split = (_reopen if unfinished else _begin)(config, observer, distribution)
@@ -109,7 +117,7 @@ def _begin(config, observer, distribution):
     training = directory / "training"
     observer.stage("reading text")
     data = open_run_data(config)
-    model_config = preset_config(config.preset) | config.model_overrides()
+    model_config = _model_config(config)
     observer.stage("tokenizing")
     tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
     with distribution.scope():
@@ -132,8 +140,12 @@ def _reopen(config, observer, distribution):
     observer.stage("checking the tokens of the unfinished run")
     tokenizer, train_split, validation_split = open_tokens(config, pathlib.Path(config.out) / "training")
     with distribution.scope():
-        model = make_model(config, preset_config(config.preset) | config.model_overrides(), tokenizer)
+        model = make_model(config, _model_config(config), tokenizer)
     return model, train_split, validation_split
+
+
+def _model_config(config):
+    return preset_config(config.preset) | config.model_overrides()
 
 
 def make_model(config, model_config, tokenizer):
@@ -142,27 +154,33 @@ def make_model(config, model_config, tokenizer):
         raise UserError(
             f"hidden_dim is {model_config['hidden_dim']}, expected a multiple of num_heads {model_config['num_heads']}"
         )
+    config = arrange(config, model_config["hidden_dim"])
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
+    if config.compile == "kernels":
+        # TensorFlow's fusion of product and bias takes a kernel that lays the weights out anew in every step.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
+    backbone = GPT2Backbone(**model_config, dtype=config.precision)
+    if config.recompute:
+        if backbone.dropout:
+            raise UserError(
+                f"dropout is {backbone.dropout}, expected 0 with recompute: it would drop other places the second time"
+            )
+        recompute_blocks(backbone)
     model = distributed_model_class(TrainingCausalLM)(
-        GPT2Backbone(**model_config, dtype=config.precision),
+        backbone,
         tokenizer,
         label_smoothing=config.label_smoothing,
         z_loss=config.z_loss,
+        fused=config.compile == "kernels",
         accumulate_steps=config.accumulate_steps,
         log_gradients=config.log_gradients,
     )
-    optimizer = make_optimizer(config, model.trainable_variables)
-    jit_compile = config.jit_compile
-    if jit_compile is None:
-        # XLA fuses the chains between products, but on a CPU it does not use the bfloat16 units, as oneDNN does.
-        # Nor does it compile the sums over replicas.
-        jit_compile = config.precision != "mixed_bfloat16" and not tf.distribute.has_strategy()
     model.compile(
-        optimizer=optimizer,
+        optimizer=make_optimizer(config, model.trainable_variables, fused=config.compile != "none"),
         loss=TokenLoss(),  # of validation, whatever training adds to it
         steps_per_execution=steps_per_execution(config),
-        jit_compile=jit_compile,
+        jit_compile=config.compile == "step",
     )
     # Variables made in the first step would have it traced twice, and a checkpoint before it would lack them. Built
     # here, because `compile` puts loss scaling around the optimizer, which has variables of its own.

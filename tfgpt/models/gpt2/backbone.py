@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from tfgpt.errors import UserError
-from tfgpt.layers import LearnedPositions, TokenEmbedding, TransformerDecoderBlock, decoder_mask
+from tfgpt.layers import LayerNormalization, LearnedPositions, TokenEmbedding, TransformerDecoderBlock, decoder_mask
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -108,9 +108,7 @@ class GPT2Backbone(keras.Model):
             )
             for i in range(num_layers)
         ]
-        self.final_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="final_norm"
-        )
+        self.final_norm = LayerNormalization(epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="final_norm")
         self.build()
 
     def build(self, input_shape=None):

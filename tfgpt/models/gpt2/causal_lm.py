@@ -119,6 +119,7 @@ class GPT2CausalLM(keras.Model):
                 from tfgpt.text import load_tokenizer  # as in `generate`: the tokenizer comes with the directory
 
                 model.tokenizer = load_tokenizer(directory)
+                model_directory.check_vocabulary(model.tokenizer, config["vocabulary_size"], directory)
             if load_weights:
                 model_directory.read_weights(model.backbone, directory / model_directory.WEIGHTS)
         return model
