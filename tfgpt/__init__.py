@@ -13,8 +13,10 @@ _MODULES = {
     "GenerationSettings": "tfgpt.generation",
     "RunConfig": "tfgpt.training.run_config",
     "UserError": "tfgpt.errors",
+    "convert": "tfgpt.weights",
     "evaluate_text": "tfgpt.training.evaluation",
     "export_release": "tfgpt.export",
+    "load": "tfgpt.weights",
     "open_runner": "tfgpt.runtime",
     "train": "tfgpt.training.trainer",
 }

@@ -35,8 +35,8 @@ def test_losses_and_their_gradients(label_smoothing):
     np.testing.assert_allclose(tape.gradient(total, ours), theirs.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimizers_with_clipping_and_a_schedule(name):
+@pytest.mark.parametrize("name, fused", [("adamw", False), ("adamw", True), ("muon", False)])
+def test_optimizers_with_clipping_and_a_schedule(name, fused):
     rng = np.random.default_rng(1)
     start = rng.normal(0, 1, (8, 6)).astype("float32")
     gradients = rng.normal(0, 1, (10, 8, 6)).astype("float32")
@@ -54,7 +54,7 @@ def test_optimizers_with_clipping_and_a_schedule(name):
         optimizer=name,
     )
     variable = keras.Variable(start, name="kernel")
-    optimizer = make_optimizer(config, [variable])
+    optimizer = make_optimizer(config, [variable], fused)
     weight = torch.nn.Parameter(torch.tensor(start))
     if name == "adamw":
         theirs = torch.optim.AdamW([weight], lr=RATE, betas=(0.9, 0.99), eps=1e-8, weight_decay=DECAY)

@@ -14,6 +14,7 @@ from tfgpt.models.gpt2.hugging_face import named_variables
 from tfgpt.text import BytePairTokenizer, CharacterTokenizer
 from tfgpt.training.optimizer import make_optimizer
 from tfgpt.training.run_config import RunConfig
+from tfgpt.weights import load
 
 pytestmark = pytest.mark.interop
 
@@ -120,6 +121,46 @@ def test_there_and_back_is_exact(tmp_path):
         np.testing.assert_array_equal(tensor, after[name])
     ours, again = made().backbone.get_config(), GPT2CausalLM.from_preset(tmp_path / "theirs").backbone.get_config()
     assert {**again, "name": None} == {**ours, "name": None}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_transformers_keeps_the_stored_dtype(dtype, tmp_path):
+    """What vLLM and others go by: `dtype` of the opened config, and the tensors behind it."""
+    model = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, dtype=dtype, seed=0)
+    model.save_to_preset(tmp_path / "model")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").dtype == getattr(torch, dtype)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in theirs.parameters()} == {getattr(torch, dtype)}
+    wte = theirs.transformer.wte.weight.detach().float().numpy()
+    np.testing.assert_array_equal(wte, model.backbone.token_embedding.embeddings.numpy().astype("float32"))
+
+
+def test_names_that_transformers_knows_and_directories_miss(tmp_path):
+    """A tokenizer saved by transformers has no further file, and its config no key, that ours lacks."""
+    tokenizer = BytePairTokenizer.train(DOCUMENTS, vocabulary_size=300)
+    tokenizer.save(tmp_path / "ours", model_max_length=64)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours", local_files_only=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, saved = ({path.name for path in (tmp_path / each).iterdir()} for each in ("ours", "theirs"))
+    assert saved <= ours
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_reordered_attention_computes_the_same_in_float32(dtype, tmp_path):
+    """`tfgpt.weights` honours `reorder_and_upcast_attn` by what tfgpt does anyway."""
+    config = transformers.GPT2Config(
+        vocab_size=300,
+        n_positions=64,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        reorder_and_upcast_attn=True,
+        attn_implementation="eager",
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(0, 300, (2, 64))
+    assert gpt2_numpy.relative_error(load(tmp_path)(ids), torch_logits(theirs.float(), ids)) < 1e-5
 
 
 # === Tokenizers ===

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import shlex
-import sys
 
-from tfgpt.atomic import write_text
+from tfgpt.cli.figures import write_json
 from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
 from tfgpt.training.run_config import RunConfig
@@ -33,7 +30,7 @@ def train(json: str | None = None, **run):
 
         result = train_model(config, display)
     display.summary(result)
-    _write_json(json, dataclasses.asdict(result))
+    write_json(json, dataclasses.asdict(result))
     if result.interrupted:
         print(
             f"interrupted after step {result.steps}: the last weights are in {result.directory}/training/last, and the "
@@ -74,10 +71,10 @@ def prepare(
     from tfgpt.cli.preparation import run_prepare, run_verify
 
     if verify:
-        return _write_json(json, run_verify(out))
+        return write_json(json, run_verify(out))
     options = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens, "seed": seed}
     figures = run_prepare(list(data), out, tokenizer, vocabulary_size, workers, overwrite=overwrite, **options)
-    _write_json(json, figures)
+    write_json(json, figures)
 
 
 def _train_silently(config):
@@ -187,7 +184,7 @@ def generate(
     for text in texts if not stream else ():
         print(text)
     ran = {"runtime": runtime, "variant": variant if runtime == "onnx" else None}
-    _write_json(json, {"texts": texts, **ran, **settings})
+    write_json(json, {"texts": texts, **ran, **settings})
 
 
 def _check_prompts(tokenizer, prompts, window, truncate):
@@ -237,7 +234,7 @@ def evaluate(model: str, data: list[str], stride: int | None = None, json: str |
         f"loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.3f}, {result.bits_per_byte:.4f} bits a "
         f"byte, accuracy {result.accuracy:.2%}, over {result.tokens} tokens ({result.bytes} bytes)"
     )
-    _write_json(json, dataclasses.asdict(result))
+    write_json(json, dataclasses.asdict(result))
 
 
 def plot(runs: list[str], out: str = "curves.png"):
@@ -253,104 +250,6 @@ def plot(runs: list[str], out: str = "curves.png"):
     print(out)
 
 
-def export(
-    model: str,
-    out: str,
-    formats: list[str] = ("saved_model", "onnx"),
-    quantize: list[str] = (),
-    sensitivity: bool = False,
-    name: str | None = None,
-    data: str | None = None,
-    overwrite: bool = False,
-    json: str | None = None,
-):
-    """Export a model directory to a release directory, published only if every artifact passes parity.
-
-    Args:
-        model: a model directory.
-        out: the release directory to be made.
-        formats: saved_model, onnx, or both, separated by commas or spaces.
-        quantize: further ONNX variants: int8, int8_weight_only, int4, float16.
-        sensitivity: measure what the integers of each weight cost; done anyway where a budget is broken.
-        name: of the served model; by default the model directory's.
-        data: a text file for the parity check; by default the validation split of the training.
-        overwrite: replace a release that `out` holds.
-        json: also write the parity figures to this file.
-    """
-    from tfgpt.cli.progress import show_status
-
-    with show_status("loading TensorFlow") as on_progress:
-        import_tensorflow()
-        from tfgpt.export import ParityError, export_release
-
-        chosen, variants = ([name for part in parts for name in part.split(",")] for parts in (formats, quantize))
-        try:
-            reports = export_release(
-                model, out, chosen, name, data, overwrite, variants, sensitivity, on_progress=on_progress
-            )
-        except ParityError as error:
-            return _parity_failed(error, json)
-    _print_parity(reports, json)
-    size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*") if path.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB; the proof is in {out}/parity.md")
-
-
-def parity(release: str, model: str, data: str | None = None, report: str | None = None, json: str | None = None):
-    """Check that every artifact of a release is the model: same tokens in, same logits and same text out.
-
-    Args:
-        release: a release directory.
-        model: the model directory it came from (as `--model`).
-        data: a text file; by default the validation split of the training.
-        report: a folder for parity.json, parity.md and parity.png; by default the release, whose own it renews.
-        json: also write the figures to this file.
-    """
-    from tfgpt.cli.progress import show_status
-
-    with show_status("loading TensorFlow") as on_progress:
-        import_tensorflow()
-        from tfgpt.export import ParityError, prove_release
-
-        try:
-            reports = prove_release(release, model, data, report or release, on_progress)
-        except ParityError as error:
-            return _parity_failed(error, json)
-    _print_parity(reports, json)
-
-
-def publish(release: str, models: str, keep: int | None = None):
-    """Put a release's SavedModel into a directory of TensorFlow Serving base paths, as the model's next version.
-
-    Args:
-        release: a release directory that has a SavedModel.
-        models: the directory whose folder of the model's name gets the version.
-        keep: leave this many of the newest versions and remove the others; by default all stay. Withdrawn versions do
-            not count, and are never removed.
-    """
-    from tfgpt.export import publish_version
-
-    published = publish_version(release, models, keep)
-    print(f"published {published.source} as {published.path}")
-    if published.pruned:
-        what = "version" if len(published.pruned) == 1 else "versions"
-        print(f"pruned {what} {', '.join(map(str, published.pruned))}")
-
-
-def rollback(base_path: str, to: int | None = None):
-    """Withdraw the newest version of a TensorFlow Serving base path, so that the one before it is served.
-
-    Args:
-        base_path: the directory that holds a model's versions, MODELS/NAME.
-        to: withdraw all versions newer than this one; by default the newest alone.
-    """
-    from tfgpt.export import withdraw_versions
-
-    withdrawn = withdraw_versions(base_path, to)
-    print(f"{base_path} is back at version {withdrawn.newest}; nothing is lost, this brings back what was withdrawn:")
-    for number, path in withdrawn.paths.items():
-        print(f"  mv {shlex.quote(str(path))} {shlex.quote(str(path.with_name(str(number))))}")
-
-
 def demo(out: str = "build/demo", json: str | None = None):
     """Train a small GPT-2 on Python's own source, export it, prove parity, generate: the whole way, in minutes.
 
@@ -360,25 +259,4 @@ def demo(out: str = "build/demo", json: str | None = None):
     """
     from tfgpt.cli.demo import run_demo
 
-    _write_json(json, run_demo(pathlib.Path(out)))
-
-
-def _parity_failed(error, json_path):
-    _print_parity(error.reports, json_path)
-    print(f"tfgpt: {error}", file=sys.stderr)
-    if len(error.breaches) > 1:
-        print(f"tfgpt: and {len(error.breaches) - 1} more breaches", file=sys.stderr)
-    return 1
-
-
-def _print_parity(reports, json_path):
-    from tfgpt.cli.progress import print_table
-    from tfgpt.export.parity_report import table, to_json
-
-    print_table(*table(reports))
-    _write_json(json_path, to_json(reports))
-
-
-def _write_json(path, figures):
-    if path is not None:
-        write_text(path, json.dumps(figures, indent=2) + "\n")
+    write_json(json, run_demo(pathlib.Path(out)))

@@ -8,7 +8,7 @@ import sys
 
 import jsonargparse
 
-from tfgpt.cli import commands
+from tfgpt.cli import commands, release_commands
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.run_config import RunConfig
@@ -22,10 +22,12 @@ COMMANDS = {
     commands.generate: ("model",),
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
-    commands.export: ("model",),
-    commands.parity: ("release",),
-    commands.publish: ("release", "models"),
-    commands.rollback: ("base_path",),
+    release_commands.export: ("model",),
+    release_commands.parity: ("release",),
+    release_commands.inspect: ("path",),
+    release_commands.publish: ("release", "models"),
+    release_commands.rollback: ("base_path",),
+    release_commands.convert: ("source", "destination"),
     commands.demo: (),
 }
 

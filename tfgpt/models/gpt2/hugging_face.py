@@ -6,6 +6,8 @@ which is exactly the layout of our layers.
 
 from __future__ import annotations
 
+import re
+
 from tfgpt.errors import UserError
 
 # GPT2Backbone argument -> config.json key
@@ -25,9 +27,23 @@ CONFIG_KEYS = {
 # our activation names -> Hugging Face's
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 
+# Hugging Face's other names for the same functions.
+SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu", "swish": "silu"}
 
-def to_config(backbone, end_token_id=None):
+# What old checkpoints store of each attention beside its weights: the causal mask, and what it puts into its place.
+BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
+
+EMBEDDING = "transformer.wte.weight"
+OUTPUT_PROJECTION = "lm_head.weight"
+
+
+def to_config(backbone, end_token_id=None, dtype="float32"):
     """The contents of config.json for a `GPT2Backbone`.
+
+    Args:
+        backbone: a `GPT2Backbone`, or anything with its attributes.
+        end_token_id: of "<|endoftext|>", if the tokenizer has one.
+        dtype: in which the weights are stored.
 
     Raises:
         UserError: if its activation has no name in Hugging Face's GPT-2.
@@ -38,10 +54,12 @@ def to_config(backbone, end_token_id=None):
         )
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     config |= {theirs: getattr(backbone, ours) for ours, theirs in CONFIG_KEYS.items()}
+    config["n_ctx"] = config["n_positions"]  # OpenAI's word, which llama.cpp's converter reads
     config["activation_function"] = ACTIVATIONS[backbone.activation]
     config |= {"embd_pdrop": backbone.dropout, "attn_pdrop": backbone.dropout}
     config |= {"bos_token_id": end_token_id, "eos_token_id": end_token_id}
     config |= {"tie_word_embeddings": True, "use_cache": True}
+    config["torch_dtype"] = dtype  # transformers 5 reads this word of version 4, too
     return config
 
 
@@ -71,11 +89,14 @@ def from_config(config, source):
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
         ("tie_word_embeddings", True),
+        ("quantization_config", None),
+        ("pruned_heads", {}),
     ):
         if config.get(key, supported) != supported:
             raise UserError(f"{source} has {key} {config[key]}, expected {supported}: nothing else is supported")
     activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     activation = config.get("activation_function", "gelu_new")
+    activation = SYNONYMS.get(activation, activation)
     if activation not in activations:
         raise UserError(f"{source} has activation_function {activation!r}, expected one of {', '.join(activations)}")
     arguments = {ours: config[theirs] for ours, theirs in CONFIG_KEYS.items() if theirs in config}
@@ -83,6 +104,61 @@ def from_config(config, source):
     arguments["activation"] = activations[activation]
     arguments["dropout"] = dropouts.pop()
     return arguments
+
+
+def canonical_names(stored, source):
+    """Hugging Face's full names of stored tensors, which may lack the prefix `transformer.`; without attention masks.
+
+    Args:
+        stored: names, as a file has them.
+        source: its path, for messages.
+
+    Returns:
+        The stored name by its full one.
+
+    Raises:
+        UserError: if a tensor is there with and without the prefix.
+    """
+    names = {}
+    for name in stored:
+        if BUFFER.fullmatch(name):
+            continue
+        full = name if name == OUTPUT_PROJECTION or name.startswith("transformer.") else f"transformer.{name}"
+        if full in names:
+            raise UserError(f"{source} has both {name} and {names[full]}, expected one of them")
+        names[full] = name
+    return names
+
+
+def tensor_shapes(config):
+    """The shapes of a model's tensors under Hugging Face's names, in the order of the forward pass.
+
+    Args:
+        config: the arguments of its `GPT2Backbone`.
+
+    Example:
+
+    >>> from tfgpt.models.gpt2.presets import preset_config
+    >>> tensor_shapes(preset_config("gpt2-test"))["transformer.h.1.attn.c_attn.weight"]
+    (32, 96)
+    """
+    width, inner = config["hidden_dim"], config["intermediate_dim"]
+    shapes = {
+        "transformer.wte.weight": (config["vocabulary_size"], width),
+        "transformer.wpe.weight": (config["max_sequence_length"], width),
+    }
+    for i in range(config["num_layers"]):
+        for name, kernel in (
+            ("ln_1", (width,)),
+            ("attn.c_attn", (width, 3 * width)),
+            ("attn.c_proj", (width, width)),
+            ("ln_2", (width,)),
+            ("mlp.c_fc", (width, inner)),
+            ("mlp.c_proj", (inner, width)),
+        ):
+            shapes[f"transformer.h.{i}.{name}.weight"] = kernel
+            shapes[f"transformer.h.{i}.{name}.bias"] = kernel[-1:]
+    return shapes | {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
 
 
 def named_variables(backbone):

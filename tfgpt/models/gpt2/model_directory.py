@@ -3,50 +3,62 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
 from tfgpt.atomic import atomic_file, write_text
 from tfgpt.errors import UserError
+from tfgpt.json_file import read_json
 from tfgpt.models.gpt2 import hugging_face
+from tfgpt.safetensors_file import SLICE, SafetensorsFile, forget_pages
 
 WEIGHTS = "model.safetensors"
-ASSIGNED_AT_ONCE = 2**24  # bytes
+FLOATS = ("F32", "F16", "BF16")  # what weights are stored in
 
 
 def write_model_files(model, directory):
-    """Writes config.json, generation_config.json, the tokenizer's files and model.safetensors, each atomically.
-
-    config.json comes last: a directory that has one is whole.
+    """Writes the files of a model directory, each atomically.
 
     Args:
         model: a `GPT2CausalLM`; its `tokenizer` is written if it has one.
         directory: an existing directory.
     """
-    directory = pathlib.Path(directory)
-    tokenizer, backbone = model.tokenizer, model.backbone
+    backbone, tokenizer = model.backbone, model.tokenizer
     end_token_id = None if tokenizer is None else tokenizer.end_token_id
-    if tokenizer is not None:
-        tokenizer.save(directory, model_max_length=backbone.max_sequence_length)
-    generation_config = {"do_sample": False, "eos_token_id": end_token_id}
-    write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
-    write_weights(backbone, directory / WEIGHTS)
-    config = hugging_face.to_config(backbone, end_token_id)
-    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
-
-
-def write_weights(backbone, path):
-    """Writes the weights as safetensors under Hugging Face's names."""
     tensors = {name: variable.numpy() for name, variable in hugging_face.named_variables(backbone).items()}
-    with atomic_file(path) as temporary:
+    config = hugging_face.to_config(backbone, end_token_id, backbone.variable_dtype)
+    write_files(directory, config, tensors, tokenizer)
+
+
+def write_files(directory, config, tensors, tokenizer):
+    """Writes config.json, generation_config.json, the tokenizer's files and model.safetensors, each atomically.
+
+    config.json comes last: a directory that has one is whole.
+
+    Args:
+        directory: an existing directory.
+        config: the contents of config.json.
+        tensors: NumPy arrays under Hugging Face's names.
+        tokenizer: see `tfgpt.text`, or None.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
+    directory = pathlib.Path(directory)
+    if tokenizer is not None:
+        tokenizer.save(directory, model_max_length=config["n_positions"])
+    generation_config = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
+    write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
+    with atomic_file(directory / WEIGHTS) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # how its writer reports a full disk
-            raise UserError(f"cannot write {path}: {error}") from error
+            raise UserError(f"cannot write {directory / WEIGHTS}: {error}") from error
+    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def read_config(directory):
@@ -59,65 +71,73 @@ def read_config(directory):
     return hugging_face.from_config(read_json(path), path)
 
 
-def read_json(path):
-    """A JSON object read from a file.
-
-    Raises:
-        UserError: if the file is missing or holds anything else.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing, expected a model directory with a {path.name}")
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:  # also of bytes that are not UTF-8
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} holds a JSON {type(contents).__name__}, expected an object")
-    return contents
+def check_vocabulary(tokenizer, vocabulary_size, source):
+    """Raises a `UserError` if the tokenizer has tokens without an embedding; embeddings without a token are padding."""
+    tokens = 0 if tokenizer is None else tokenizer.vocabulary_size
+    if tokens > vocabulary_size:
+        raise UserError(
+            f"the tokenizer of {source} has {tokens} tokens, expected at most the embedding's {vocabulary_size}"
+        )
 
 
 def read_weights(backbone, path):
-    """Assigns the tensors of a safetensors file to the backbone, one at a time from the mapped file.
+    """Assigns the tensors of a safetensors file to the backbone, some rows at a time from the mapped file.
 
     Raises:
-        UserError: if the file is missing, truncated, or its tensors are not this model's, naming them.
+        UserError: if the file is missing, damaged, or its tensors are not this model's, naming them.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing, expected the model's weights")
     variables = hugging_face.named_variables(backbone)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as tensors:
-            stored = set(tensors.keys())
-            _check_names(path, stored, set(variables))
-            for name, variable in variables.items():
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if shape != tuple(variable.shape):
-                    raise UserError(f"{path} has {name} of shape {shape}, expected {tuple(variable.shape)}")
-        for name, variable in variables.items():
-            # Opened anew, the file's pages that were read before do not stay in this process's memory.
-            with safetensors.safe_open(path, framework="numpy") as tensors:
-                _assign(variable, tensors.get_slice(name))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    with SafetensorsFile(path) as file:
+        names = hugging_face.canonical_names(file.tensors, path)
+        if output := names.pop(hugging_face.OUTPUT_PROJECTION, None):
+            embedding = names.get(hugging_face.EMBEDDING)
+            check_tied(file[output], None if embedding is None else file[embedding], path)
+        _check_names(path, set(names), set(variables))
+        for full, variable in variables.items():
+            name = names[full]
+            found, shape = file.tensors[name], tuple(variable.shape)
+            if found.shape != shape:
+                raise UserError(f"{path} has {name} of shape {found.shape}, expected {shape}")
+            if found.dtype not in FLOATS:
+                raise UserError(f"{path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
+        for full, variable in variables.items():
+            for start, rows in file.slices(names[full]):
+                _assign(variable, start, rows)
 
 
-def _assign(variable, stored):
-    """Assigns a stored tensor some rows at a time: whole, a copy of it would stay in TensorFlow's pool of memory."""
-    length, rows = variable.shape[0], max(1, ASSIGNED_AT_ONCE // (4 * math.prod(variable.shape[1:])))
-    for start in range(0, length, rows):
-        end = min(start + rows, length)
-        # In place; `variable[start:end].assign` would hold the variable, and so copy it.
-        tf.raw_ops.ResourceStridedSliceAssign(
-            ref=variable.value.handle,
-            begin=[start],
-            end=[end],
-            strides=[1],
-            value=tf.cast(stored[start:end], variable.dtype),
-        )
+def check_tied(output, embedding, source):
+    """Expects a stored output projection to be the token embedding, bit for bit.
+
+    Raises:
+        UserError: if it is a matrix of its own.
+    """
+    if embedding is not None and output.shape == embedding.shape and output.dtype == embedding.dtype:
+        bits = [np.ascontiguousarray(matrix).view(np.uint8) for matrix in (output, embedding)]
+        if np.array_equal(*bits):
+            return
+    raise UserError(
+        f"{source} has an lm_head.weight of its own, expected the token embedding's: untied output projections are not "
+        "supported"
+    )
+
+
+def assign_tensor(variable, tensor):
+    """Assigns a NumPy array, some rows at a time: whole, a copy of it would stay in TensorFlow's pool of memory."""
+    rows = max(1, SLICE // max(1, tensor[:1].nbytes))
+    for start in range(0, len(tensor), rows):
+        _assign(variable, start, tensor[start : start + rows])
+        forget_pages(tensor)
+
+
+def _assign(variable, start, rows):
+    """Assigns some rows in place; `variable[start:end].assign` would hold the variable, and so copy it."""
+    tf.raw_ops.ResourceStridedSliceAssign(
+        ref=variable.value.handle,
+        begin=[start],
+        end=[start + len(rows)],
+        strides=[1],
+        value=tf.cast(rows, variable.dtype),
+    )
 
 
 def _check_names(path, stored, expected):
