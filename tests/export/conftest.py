@@ -54,7 +54,7 @@ def run_config(text_file, out, **fields):
         "evaluate_every": 400,
         "sample_tokens": 0,
         "tensorboard": False,
-        "jit_compile": False,
+        "compile": "none",
         "seed": 1,
     }
     return RunConfig(data=[str(text_file)], out=str(out), **{**defaults, **fields})

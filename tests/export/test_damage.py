@@ -210,9 +210,9 @@ def test_two_axes_swapped_in_the_model_that_is_exported(release_with, reference,
     """Heads of 16 taken apart as 16 heads of 2, that is, (H, K) swapped on the way in."""
     heads = MultiHeadAttention._heads
 
-    def swapped(self, projection, x, parts):
+    def swapped(self, projection, x, shape, parts):
         tensors = []
-        for tensor in heads(self, projection, x, parts):
+        for tensor in heads(self, projection, x, shape, parts):
             batch, length = ops.shape(tensor)[0], ops.shape(tensor)[2]
             flat = ops.reshape(ops.transpose(tensor, (0, 2, 1, 3)), (batch, length, self.head_dim, self.num_heads))
             tensors.append(ops.transpose(flat, (0, 3, 1, 2)))

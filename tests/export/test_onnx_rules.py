@@ -97,10 +97,10 @@ def test_what_is_no_plain_gather(difference):
 # === LayerNormalization ===
 
 
-def normalization(axis=-1, shape="1,1,4", squared="centered, centered", epsilon="float epsilon = {1e-3}"):
+def normalization(axis=-1, squared="centered, centered", epsilon="float epsilon = {1e-3}", scale="float[4] scale"):
     return parsed(f"""
-        g (float[B,4,4] x, float[4] scale, float[4] bias) => (float[B,4,4] y)
-        <int64[1] axis = {{{axis}}}, {epsilon}, int64[3] shape = {{{shape}}}> {{
+        g (float[B,4,4] x, {scale}, float[4] bias) => (float[B,4,4] y)
+        <int64[1] axis = {{{axis}}}, {epsilon}> {{
             mean = ReduceMean<keepdims = 1>(x, axis)
             centered = Sub(x, mean)
             squares = Mul({squared})
@@ -108,14 +108,9 @@ def normalization(axis=-1, shape="1,1,4", squared="centered, centered", epsilon=
             stable = Add(variance, epsilon)
             deviation = Sqrt(stable)
             inverse = Reciprocal(deviation)
-            wide_scale = Reshape(scale, shape)
-            factor = Mul(inverse, wide_scale)
-            minus = Neg(mean)
-            shift = Mul(minus, factor)
-            wide_bias = Reshape(bias, shape)
-            offset = Add(shift, wide_bias)
-            scaled = Mul(x, factor)
-            y = Add(scaled, offset)
+            normalized = Mul(centered, inverse)
+            scaled = Mul(normalized, scale)
+            y = Add(scaled, bias)
         }}""")
 
 
@@ -136,7 +131,7 @@ def test_layer_normalization(epsilon):
         {"axis": 1},
         {"squared": "x, centered"},
         {"epsilon": "float[4] epsilon = {1, 2, 3, 4}"},
-        {"shape": "1,4,1"},  # scale and bias along another axis
+        {"scale": "float[4,1] scale"},  # along another axis
     ],
     ids=str,
 )
@@ -144,72 +139,53 @@ def test_what_is_no_layer_normalization(difference):
     assert times(layer_normalization, normalization(**difference)) == 0
 
 
-# === ThreeDimensionalDense and DenseToHeads ===
+# === DenseToHeads ===
+
+CONSTANTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int32[1] width = {6}, int32[1] heads = {3},
+    int32[1] head_width = {2}, int32[1] rest = {-1}"""
 
 
-def dense(shape="batch, length, width", of="x", rows="-1,4", bias_of="product"):
+def lengths_of(value):
+    """The first two axes of a value, as tf2onnx takes them apart."""
+    return f"""
+            all = Shape({value})
+            axes = Cast<to = 6>(all)
+            batch = Slice(axes, zero, one)
+            length = Slice(axes, one, two)"""
+
+
+def dense(shape="batch, length, heads, head_width", of="x", rows="-1,4"):
     axes = ",".join(f"y{i}" for i in range(shape.count(",") + 1))
     return parsed(f"""
         g (float[B,T,4] x, float[P,Q,4] other, float[{rows.split(",")[1]},6] kernel, float[6] bias) => (float[{axes}] y)
-        <int64[2] rows = {{{rows}}}, int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
-         int32[1] width = {{6}}, int32[1] heads = {{3}}, int32[1] head_width = {{2}}, int32[1] rest = {{-1}}> {{
-            all = Shape({of})
-            axes = Cast<to = 6>(all)
-            batch = Slice(axes, zero, one)
-            length = Slice(axes, one, two)
+        <int64[2] rows = {{{rows}}}, {CONSTANTS}> {{{lengths_of(of)}
             folded = Reshape(x, rows)
             product = MatMul(folded, kernel)
-            biased = Add({bias_of}, bias)
+            biased = Add(product, bias)
             as_int32 = Concat<axis = 0>({shape})
             shape = Cast<to = 7>(as_int32)
             y = Reshape(biased, shape)
         }}""")
 
 
-def three_dimensional_dense(_):
-    return onnx_rules.ThreeDimensionalDense(1)
-
-
 def dense_to_heads(_):
     return onnx_rules.DenseToHeads(1)
 
 
-def dense_feeds():
-    return {"x": floats(2, 3, 4), "other": floats(3, 2, 4), "kernel": floats(4, 6), "bias": floats(6)}
-
-
-def test_three_dimensional_dense():
-    assert applied(three_dimensional_dense, dense(), dense_feeds()) == ["MatMul", "Add"]
-
-
 def test_dense_to_heads():
-    model = dense("batch, length, heads, head_width")
-    assert applied(dense_to_heads, model, dense_feeds()) == ["MatMul", "Add", "Reshape"]
+    feeds = {"x": floats(2, 3, 4), "other": floats(2, 3, 4), "kernel": floats(4, 6), "bias": floats(6)}
+    assert applied(dense_to_heads, dense(), feeds) == ["MatMul", "Add", "Reshape"]
 
 
 @pytest.mark.parametrize(
     "difference",
     [
-        {"shape": "batch, length, heads, head_width"},
+        {"shape": "batch, length, width"},
         {"shape": "rest, width"},
         {"rows": "6,4"},  # of one size only
+        {"rows": "-1,2", "shape": "batch, rest, heads, head_width"},
         {"of": "other"},
-        {"shape": "length, batch, width"},
-        {"shape": "rest, length, head_width"},
-        {"rows": "-1,2", "shape": "batch, rest, width"},
-    ],
-    ids=str,
-)
-def test_what_is_no_three_dimensional_dense(difference):
-    assert times(three_dimensional_dense, dense(**difference)) == 0
-
-
-@pytest.mark.parametrize(
-    "difference",
-    [
-        {},
         {"shape": "batch, length, heads, rest, head_width"},
-        {"shape": "batch, length, heads, head_width", "of": "other"},
         {"shape": "length, batch, heads, head_width"},
         {"shape": "batch, heads, length, head_width"},
     ],
@@ -217,6 +193,130 @@ def test_what_is_no_three_dimensional_dense(difference):
 )
 def test_what_is_no_dense_to_heads(difference):
     assert times(dense_to_heads, dense(**difference)) == 0
+
+
+# === DenseFromHeads ===
+
+
+def dense_from_heads(shape="batch, length, width", perm="0,2,1,3", rows="-1,4", second="length"):
+    axes = ",".join(f"y{i}" for i in range(shape.count(",") + 1))
+    return parsed(f"""
+        g (float[B,T,5] x, float[P,Q,5] other, float[B,2,T,2] y_heads, float[{rows.split(",")[1]},6] kernel,
+           float[6] bias) => (float[{axes}] y)
+        <int64[2] rows = {{{rows}}}, {CONSTANTS}> {{{lengths_of("x")}
+            all_of_other = Shape(other)
+            other_axes = Cast<to = 6>(all_of_other)
+            other_length = Slice(other_axes, one, two)
+            joined = Transpose<perm = [{perm}]>(y_heads)
+            folded = Reshape(joined, rows)
+            product = MatMul(folded, kernel)
+            biased = Add(product, bias)
+            as_int32 = Concat<axis = 0>({shape})
+            shape = Cast<to = 7>(as_int32)
+            y = Reshape(biased, shape)
+        }}""")
+
+
+def from_heads(_):
+    return onnx_rules.DenseFromHeads(1)
+
+
+def test_dense_from_heads():
+    feeds = {"x": floats(3, 5, 5), "other": floats(3, 5, 5), "y_heads": floats(3, 2, 5, 2)}
+    feeds |= {"kernel": floats(4, 6), "bias": floats(6)}
+    assert applied(from_heads, dense_from_heads(), feeds) == ["Transpose", "Reshape", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"perm": "0,1,2,3"},
+        {"rows": "15,4"},
+        {"rows": "-1,2", "shape": "batch, rest, width"},
+        {"shape": "length, batch, width"},
+        {"shape": "batch, other_length, width"},
+        {"shape": "batch, length, heads, head_width"},
+        {"shape": "rest, width"},
+    ],
+    ids=str,
+)
+def test_what_is_no_dense_from_heads(difference):
+    assert times(from_heads, dense_from_heads(**difference)) == 0
+
+
+# === UnfoldedRows and KeptRows ===
+
+
+def unfolded(rows="-1,4", kernel="kernel"):
+    return parsed(f"""
+        g (float[B,T,4] x, float[{rows.split(",")[1]},6] kernel) => (float[P,6] y)
+        <int64[2] rows = {{{rows}}}> {{
+            folded = Reshape(x, rows)
+            other = Neg(kernel)
+            y = MatMul(folded, {kernel})
+        }}""")
+
+
+def unfolded_rows(_):
+    return onnx_rules.UnfoldedRows(1)
+
+
+def test_unfolded_rows():
+    model, feeds = unfolded(), {"x": floats(2, 3, 4), "kernel": floats(4, 6)}
+    before = run(model, feeds)["y"]
+    assert unfolded_rows(None).apply(model) == 1
+    model.graph.outputs[0].shape = None  # it has its axes again
+    passes.RemoveUnusedNodesPass()(model)
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    np.testing.assert_allclose(run(model, feeds)["y"].reshape(before.shape), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("difference", [{"rows": "6,4"}, {"kernel": "other"}], ids=str)
+def test_what_are_no_unfolded_rows(difference):
+    assert times(unfolded_rows, unfolded(**difference)) == 0
+
+
+def kept(shape="batch, length, width", of="x", hidden="active", activation="Tanh(inner)"):
+    axes = ",".join(f"y{i}" for i in range(shape.count(",") + 1))
+    return parsed(f"""
+        g (float[B,T,4] x, float[B,T,4] other, float[4,4] first, float[4,6] kernel, float[6] bias) => (float[{axes}] y)
+        <{CONSTANTS}> {{{lengths_of(of)}
+            inner = MatMul(x, first)
+            activated = {activation}
+            active = Mul(inner, activated)
+            alone = Tanh(other)
+            product = MatMul({hidden}, kernel)
+            biased = Add(product, bias)
+            as_int32 = Concat<axis = 0>({shape})
+            shape = Cast<to = 7>(as_int32)
+            y = Reshape(biased, shape)
+        }}""")
+
+
+def kept_rows(_):
+    return onnx_rules.KeptRows(1)
+
+
+def test_kept_rows():
+    feeds = {"x": floats(2, 3, 4), "other": floats(2, 3, 4)}
+    feeds |= {"first": floats(4, 4), "kernel": floats(4, 6), "bias": floats(6)}
+    assert applied(kept_rows, kept(), feeds) == ["MatMul", "Tanh", "Mul", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"shape": "length, batch, width"},
+        {"shape": "batch, length, heads, head_width"},
+        {"shape": "rest, width"},
+        {"of": "other"},
+        {"hidden": "alone"},
+        {"hidden": "activated", "activation": "Transpose<perm = [1, 0, 2]>(inner)"},
+    ],
+    ids=str,
+)
+def test_what_are_no_kept_rows(difference):
+    assert times(kept_rows, kept(**difference)) == 0
 
 
 # === TiedHead ===
@@ -643,7 +743,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(found[name], array, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("number", range(6), ids=[rule.name for rule in portable_rules(2)])
+@pytest.mark.parametrize("number", range(8), ids=[rule.name for rule in portable_rules(2)])
 def test_each_rule_fires_in_the_converted_model(model, converted, number):
     decoder, rules = ir.from_proto(converted), portable_rules(2)
     for rule in rules[:number]:

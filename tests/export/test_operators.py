@@ -21,8 +21,8 @@ OPERATORS = """
     Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OnesLike Pack Pad Placeholder Prod RaggedGather
     RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Reshape RestoreV2 RightShift Rsqrt
     SaveV2 ScatterNd Select SelectV2 Shape ShardedFilename Size Softmax SparseSoftmaxCrossEntropyWithLogits Split
-    SquaredDifference Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch
-    StaticRegexReplace StopGradient StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListReserve
+    Square Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch
+    StaticRegexReplace StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListReserve
     TensorListSetItem TensorListStack TensorScatterUpdate TensorStridedSliceUpdate Tile TopKV2 Transpose
     UnicodeDecode UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentSum VarHandleOp Where
     While ZerosLike

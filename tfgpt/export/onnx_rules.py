@@ -15,6 +15,8 @@ from onnxscript.rewriter.pattern import RewriteRule
 from tfgpt.errors import UserError
 
 MICROSOFT = "com.microsoft"
+# Operators that treat each position alike: products with a matrix, and what activations are made of.
+ROW_WISE = {"MatMul", "Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Relu", "Tanh", "Sigmoid", "Erf", "Exp"}
 
 
 class RewriteError(UserError):
@@ -75,51 +77,89 @@ class PlainGather(Rule):
 
 
 class LayerNormalization(Rule):
-    """Moments, scale and offset as Keras computes them: one operator since opset 17."""
+    """The formula of `tfgpt.layers.LayerNormalization`: one operator since opset 17."""
 
-    def pattern(self, op, x, scale, bias, shape, axis, epsilon):
-        mean = op.ReduceMean(x, axis, keepdims=1)
-        centered = op.Sub(x, mean)
+    def pattern(self, op, x, scale, bias, axis, epsilon):
+        centered = op.Sub(x, op.ReduceMean(x, axis, keepdims=1))
         variance = op.ReduceMean(op.Mul(centered, centered), axis, keepdims=1)
-        factor = op.Mul(op.Reciprocal(op.Sqrt(op.Add(variance, epsilon))), op.Reshape(scale, shape))
-        offset = op.Add(op.Mul(op.Neg(mean), factor), op.Reshape(bias, shape))
-        return op.Add(op.Mul(x, factor), offset)
+        normalized = op.Mul(centered, op.Reciprocal(op.Sqrt(op.Add(variance, epsilon))))
+        return op.Add(op.Mul(normalized, scale), bias)
 
-    def check(self, context, axis, epsilon, shape, **_):
-        along_last = (_constant(shape) or [0])[:-1] in ([1], [1, 1])
-        return _constant(axis) == [-1] and along_last and isinstance(_constant(epsilon), float)
+    def check(self, context, scale, bias, axis, epsilon, **_):
+        vectors = len(scale.shape) == len(bias.shape) == 1
+        return vectors and _constant(axis) == [-1] and isinstance(_constant(epsilon), float)
 
     def rewrite(self, op, x, scale, bias, epsilon, **_):
         return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=_constant(epsilon))
 
 
-class ThreeDimensionalDense(Rule):
-    """Rows folded, multiplied and unfolded again: ONNX's MatMul takes (B, T, D), and knows the shape that comes out."""
-
-    axes = 3
+class DenseToHeads(Rule):
+    """Rows folded, multiplied and split into heads (B, T, heads, K): ONNX's MatMul takes (B, T, D) as it is, and
+    Reshape can keep the first axes by a zero."""
 
     def pattern(self, op, x, kernel, bias, rows, shape):
         product = op.Add(op.MatMul(op.Reshape(x, rows), kernel), bias)
         return op.Reshape(product, op.Cast(shape, to=ir.DataType.INT64))
 
     def check(self, context, x, kernel, rows, shape, **_):
-        axes = _concatenated(shape)
-        folded = _constant(rows) == [-1, kernel.shape[0]]
-        return folded and len(axes) == self.axes and _is_axis(axes[0], x, 0) and _is_axis(axes[1], x, 1)
-
-    def rewrite(self, op, x, kernel, bias, **_):
-        return op.Add(op.MatMul(x, kernel), bias)
-
-
-class DenseToHeads(ThreeDimensionalDense):
-    """The same before the split into heads, (B, T, heads, K), whose first axes Reshape can keep by a zero."""
-
-    axes = 4
+        return _folds_rows(rows, kernel) and _is_shape_of(shape, x, axes=4)
 
     def rewrite(self, op, x, kernel, bias, shape, **_):
         _, _, (heads,), (width,) = (_constant(axis) or [0] for axis in _concatenated(shape))
         product = op.Add(op.MatMul(x, kernel), bias)
         return op.Reshape(product, op.Constant(value_ints=[0, 0, heads, width]))
+
+
+class DenseFromHeads(Rule):
+    """Heads (B, T, H, K) joined to rows, multiplied and unfolded: the same."""
+
+    def pattern(self, op, heads, kernel, bias, rows, shape):
+        folded = op.Reshape(op.Transpose(heads, perm=[0, 2, 1, 3]), rows)
+        return op.Reshape(op.Add(op.MatMul(folded, kernel), bias), op.Cast(shape, to=ir.DataType.INT64))
+
+    def check(self, context, kernel, rows, shape, **_):
+        return _folds_rows(rows, kernel) and _is_shape_of(shape, _measured(shape), axes=3)
+
+    def rewrite(self, op, heads, kernel, bias, **_):
+        width = kernel.shape[0]
+        joined = op.Reshape(op.Transpose(heads, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, width]))
+        return op.Add(op.MatMul(joined, kernel), bias)
+
+
+class UnfoldedRows(Rule):
+    """Rows folded before the first product of a feed-forward network: it takes (B, T, D) as it is, and so does all
+    that follows up to `KeptRows`."""
+
+    def pattern(self, op, x, kernel, rows):
+        return op.MatMul(op.Reshape(x, rows), kernel)
+
+    def check(self, context, kernel, rows, **_):
+        return kernel.is_graph_input() and _folds_rows(rows, kernel)
+
+    def rewrite(self, op, x, kernel, **_):
+        return op.MatMul(x, kernel)
+
+
+class KeptRows(Rule):
+    """Rows unfolded after the last product of a feed-forward network, where `UnfoldedRows` left nothing to unfold."""
+
+    def pattern(self, op, hidden, kernel, bias, shape):
+        product = op.Add(op.MatMul(hidden, kernel), bias)
+        return op.Reshape(product, op.Cast(shape, to=ir.DataType.INT64))
+
+    def check(self, context, hidden, shape, **_):
+        x = _measured(shape)
+        return _is_shape_of(shape, x, axes=3) and self._leads_to(hidden, x)
+
+    def rewrite(self, op, hidden, kernel, bias, **_):
+        return op.Add(op.MatMul(hidden, kernel), bias)
+
+    def _leads_to(self, value, x):
+        """Whether `value` is computed from `x`, position by position."""
+        if value is x:
+            return True
+        node = None if value is None else value.producer()
+        return node is not None and node.op_type in ROW_WISE and any(self._leads_to(v, x) for v in node.inputs)
 
 
 class TiedHead(Rule):
@@ -264,8 +304,7 @@ class ChosenLogits(Rule):
         return op.Reshape(product, op.Cast(shape, to=ir.DataType.INT64))
 
     def check(self, context, x, shape, **_):
-        axes = _concatenated(shape)
-        return len(axes) == 3 and _is_axis(axes[0], x, 0) and _is_axis(axes[1], x, 1)
+        return _is_shape_of(shape, x, axes=3)
 
     def rewrite(self, op, x, embeddings, rows, **_):
         indices = op.Unsqueeze(self.logit_indices, op.Constant(value_ints=[2]))
@@ -315,8 +354,10 @@ def portable_rules(num_layers):
     return [
         PlainGather(2),
         LayerNormalization(2 * num_layers + 1),
-        ThreeDimensionalDense(3 * num_layers),
         DenseToHeads(num_layers),
+        DenseFromHeads(num_layers),
+        UnfoldedRows(num_layers),
+        KeptRows(num_layers),
         TiedHead(1),
         MaskedScores(num_layers),
     ]
@@ -367,6 +408,25 @@ def _concatenated(shape):
     """The values that a shape is put together from, or none."""
     producer = shape.producer()
     return producer.inputs if producer is not None and producer.op_type == "Concat" else ()
+
+
+def _folds_rows(rows, kernel):
+    """Whether this shape folds all axes but that which `kernel` multiplies."""
+    return _constant(rows) == [-1, kernel.shape[0]]
+
+
+def _is_shape_of(shape, x, axes):
+    """Whether a shape of so many axes begins with the first two of `x`."""
+    lengths = _concatenated(shape)
+    return x is not None and len(lengths) == axes and _is_axis(lengths[0], x, 0) and _is_axis(lengths[1], x, 1)
+
+
+def _measured(shape):
+    """The value whose first axis a shape that is put together begins with, or None."""
+    lengths = _concatenated(shape)
+    piece = lengths[0].producer() if lengths else None
+    node = None if piece is None or piece.op_type != "Slice" else _without(piece.inputs[0], "Cast").producer()
+    return node.inputs[0] if node is not None and node.op_type == "Shape" else None
 
 
 def _is_axis(value, x, axis):
