@@ -8,7 +8,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-resume test-interop lint bench bench-shakespeare bench-generation bench-saved-model bench-export bench-peers lock clean
+.PHONY: help demo test test-resume test-interop lint bench bench-shakespeare bench-generation bench-saved-model
+.PHONY: bench-export bench-loading bench-training bench-peers lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +56,7 @@ lint: .venv/.installed ## check style and formatting
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-bench: bench-shakespeare bench-generation bench-export ## run every benchmark
+bench: bench-shakespeare bench-generation bench-export bench-loading bench-training ## run every benchmark
 
 bench-shakespeare: .venv/.installed ## train on Shakespeare; DATA=path/to/input.txt
 	.venv/bin/python benchmarks/shakespeare.py $(DATA)
@@ -75,6 +76,13 @@ bench-saved-model: .venv/.installed ## the SavedModel's loop beside keras-hub's 
 
 bench-export: .venv/.installed ## ONNX export beside peers (Keras' takes 18 GB); SIZE=gpt2-xl for ours alone, ROUNDS=2
 	.venv/bin/python -m benchmarks.export $(BENCH)
+
+bench-loading: .venv/.installed ## loading from safetensors beside keras-hub and transformers; SIZE=gpt2-xl takes 6.2 GB of disk
+	.venv/bin/python -m benchmarks.loading $(BENCH)
+
+bench-training: .venv/.installed ## training speed beside peers; SHAPES="small gpt2 long", ROUNDS=2, PEER_PYTHONS=...
+	.venv/bin/python -m benchmarks.training $(if $(SHAPES),--shapes $(SHAPES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		--peer-pythons $(PEER_PYTHONS)
 
 bench-peers: .venv-bench-a/.installed .venv-bench-b/.installed ## install the peers; llama.cpp compiles for minutes
 
@@ -96,7 +104,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --no-heade
 lock: SHELL = bash
 lock: ## resolve the lock files anew (needs uv); add UPGRADE=--upgrade for the newest versions
 	$(COMPILE) $(UPGRADE) --extra test --extra plots --extra serving setup.py --output-file requirements.lock
-	printf '%s\n' 'transformers>=5.0' $(TORCH_NEEDS) | \
+	printf '%s\n' 'transformers>=5.0' 'tiktoken>=0.12' $(TORCH_NEEDS) | \
 		$(COMPILE) $(UPGRADE) --no-annotate --constraint requirements.lock - --output-file requirements-interop.lock
 	printf '%s\n' '$(TORCH)' >> requirements-interop.lock
 	printf '%s\n' 'optimum-onnx[onnxruntime]' 'transformers<5' openvino 'pytest>=8.3' $(TORCH_NEEDS) | \

@@ -19,6 +19,8 @@ REQUIREMENTS = [
     "onnxscript>=0.7.1",
     "onnxruntime>=1.22",
     "numpy>=1.26.4",
+    "ml-dtypes>=0.5.4",
+    "protobuf>=6.31.1",
     "tokenizers>=0.21",
     "safetensors>=0.5",
     "jsonargparse>=4.40",
@@ -28,11 +30,13 @@ REQUIREMENTS = [
     "tensorflow-serving-api>=2.19",
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
-INTEROP = ["torch>=2.13", "transformers>=5.0"]
+TORCH = ["torch>=2.13"]
+INTEROP = [*TORCH, "transformers>=5.0", "tiktoken>=0.12"]
 EXTRAS = {
     "plots": PLOTS,
+    "torch": TORCH,
     "wandb": ["wandb>=0.31"],
-    "test": ["pytest>=8.3", "ruff>=0.12", "kubernetes-validate>=1.31", *PLOTS],
+    "test": ["pytest>=8.3", "hypothesis>=6.150", "ruff>=0.12", "kubernetes-validate>=1.31", *PLOTS],
     "interop": INTEROP,
     "bench": [*INTEROP, *PLOTS],
     "serving": ["grpcio>=1.74"],

@@ -9,7 +9,10 @@ import sys
 
 
 def tfgpt_onnx(model, out):
-    """tfgpt's exporter alone: the portable decoder and the tuned one, which share their weights."""
+    """tfgpt's exporter alone, set up as in `tfgpt export`: the portable and the tuned decoder, which share weights."""
+    from tfgpt.cli.quiet import import_tensorflow
+
+    import_tensorflow(return_memory=True)
     from tfgpt.export.onnx_decoder import export_onnx
     from tfgpt.export.release import load_for_export
 
@@ -17,7 +20,10 @@ def tfgpt_onnx(model, out):
 
 
 def tfgpt_saved_model(model, out):
-    """tfgpt's SavedModel, with all its signatures and the tokenizer."""
+    """tfgpt's SavedModel with all its signatures and the tokenizer, set up as in `tfgpt export`."""
+    from tfgpt.cli.quiet import import_tensorflow
+
+    import_tensorflow(return_memory=True)
     from tfgpt.export.release import load_for_export
     from tfgpt.export.saved_model import export_saved_model
 

@@ -50,7 +50,7 @@ def measure(contestant, path, files, variant, threads, workloads, repeats):
         memory that the process held until its end.
     """
     for file in files:
-        _read_through(file)
+        read_through(file)
     start = time.perf_counter()
     generate = contestant.open_model(pathlib.Path(path), variant, threads)
     result = {"load_seconds": time.perf_counter() - start}
@@ -69,7 +69,7 @@ def measure(contestant, path, files, variant, threads, workloads, repeats):
     return result
 
 
-def _read_through(path):
+def read_through(path):
     """Brings a file into the system's cache, a little at a time so that no memory of ours grows."""
     with open(path, "rb", buffering=0) as file:
         while file.read(2**20):
