@@ -56,7 +56,7 @@ def make_release(text, tokenizer, prompts, folder):
         evaluate_every=300,
         sample_tokens=0,
         tensorboard=False,
-        jit_compile=False,
+        compile="none",
     )
     train(config)
     export_release(config.out, folder / "release", formats=("onnx",))
