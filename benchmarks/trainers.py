@@ -134,8 +134,8 @@ def tfgpt(shape, compile="auto", precision="auto", recompute=False):
     import keras
 
     from tfgpt.models.gpt2 import preset_config
+    from tfgpt.training.language_modeling import make_model
     from tfgpt.training.run_config import RunConfig
-    from tfgpt.training.trainer import make_model
 
     keras.utils.set_random_seed(0)
     beta_1, beta_2 = BETAS
