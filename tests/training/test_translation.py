@@ -295,8 +295,8 @@ def test_a_bad_configuration_is_one_sentence(files, tmp_path, fields, sentence):
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"max_length": 8}, "train.0, line 1: the sentence has "),
-        ({"batch_size": 8}, "tokens_per_batch is 8, expected at least the "),
+        ({"max_length": 4}, "the sentence has "),
+        ({"batch_size": 4}, "tokens_per_batch is 4, expected at least the "),
         ({"tokenizer": "missing"}, "tokenizer is 'missing', expected bpe or a directory with tokenizer.json"),
         ({"preset": "transformer-tinny"}, "unknown preset 'transformer-tinny'"),
         ({"num_heads": 5}, "hidden_dim is 32, expected a multiple of num_heads 5"),
