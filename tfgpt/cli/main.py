@@ -8,7 +8,7 @@ import sys
 
 import jsonargparse
 
-from tfgpt.cli import commands, release_commands
+from tfgpt.cli import commands, experiment_commands, release_commands
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.run_config import RunConfig
@@ -22,6 +22,7 @@ COMMANDS = {
     commands.generate: ("model",),
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
+    experiment_commands.ablate: (),
     release_commands.export: ("model",),
     release_commands.parity: ("release",),
     release_commands.inspect: ("path",),
