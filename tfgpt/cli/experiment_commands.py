@@ -31,7 +31,7 @@ def ablate(
 
     Args:
         out: the folder to be made, with the measurements, the figures and report.md.
-        data: files, folders, globs, or "stdlib" for the Python standard library's source; 2^20 characters are read.
+        data: files, folders, globs, or "stdlib" for the Python standard library's source; at most 2^20 characters.
         depths: numbers of blocks.
         variants: any of pre, post, none (no normalization) and no_residual.
         steps: of each run.

@@ -30,7 +30,7 @@ def findings(ablation):
 
 
 def _pre_norm(ablation):
-    claim = "Pre-norm needs no warm-up (Xiong et al. 2020, sections 3.4 and 4.2)"
+    claim = "Pre-norm needs no warm-up (Xiong et al. 2020, section 4.2)"
     pairs = _warm_and_cold(ablation, "pre")
     if not pairs:
         return Finding(claim, "Pre-norm was not run.", "not measured")
@@ -84,7 +84,7 @@ def _by_depth(ablation):
         last = [norms[-1] for norms in gradients.values()]
         exponents[variant] = float(np.polyfit(np.log(list(gradients)), np.log(last), 1)[0]), expected
     measured = " ".join(
-        f"With {variant}-norm it goes as L^{exponent:.2f} (claimed: {expected:g})."
+        f"With {variant}-norm it goes as L^{round(exponent, 2) + 0.0:.2f} (claimed: {expected:g})."
         for variant, (exponent, expected) in exponents.items()
     )
     good = [abs(exponent - expected) <= EXPONENT_TOLERANCE for exponent, expected in exponents.values()]
@@ -127,8 +127,8 @@ def _scaling(ablation):
     shallow, deep = min(growth[False]), max(growth[False])
     ratios = {scaling: by_depth[deep] / by_depth[shallow] for scaling, by_depth in growth.items()}
     measured = " ".join(
-        f"With pre-norm {'and' if scaling else 'without'} scaling the stream's norm grows {by_depth[shallow]:.2f} times "
-        f"through {shallow} blocks and {by_depth[deep]:.2f} times through {deep}."
+        f"{'With' if scaling else 'Without'} scaling the pre-norm stream's norm grows {by_depth[shallow]:.2f} times at "
+        f"depth {shallow} and {by_depth[deep]:.2f} times at depth {deep}."
         for scaling, by_depth in growth.items()
     )
     good = [ratios[False] > 1.2, abs(ratios[True] - 1.0) < 0.2]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import time
 
 import keras
@@ -24,7 +25,7 @@ from tfgpt.training.schedules import WarmupDecay
 TEXT_CHARACTERS = 2**20  # of the corpus are read; a run sees a fraction of them
 HELD_OUT = 0.1
 HELD_OUT_WINDOWS = 64
-BETA_1, BETA_2 = 0.9, 0.98  # of Adam, as in Vaswani et al. 2017, section 5.3, and Xiong et al. 2020, section 4.1
+BETA_1, BETA_2 = 0.9, 0.98  # of Adam, as in Vaswani et al. 2017, section 5.3
 COMPILE_STEPS = 300  # what compiling a network costs, in its steps; for the progress bar
 
 
@@ -74,7 +75,8 @@ def run_ablation(
         UserError: for bad input.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "overwrite", "on_progress")}
-    settings |= {name: list(settings[name]) for name in ("data", "depths", "variants")}
+    sources = [data] if isinstance(data, (str, os.PathLike)) else data
+    settings |= {"data": list(map(str, sources)), "depths": list(depths), "variants": list(variants)}
     _check(settings)
     expect_matplotlib()
     expect_free(out, overwrite)
@@ -210,7 +212,7 @@ def _read_corpus(settings):
     tokenizer = make_tokenizer(settings["tokenizer"], [TextString(text)], settings["vocabulary_size"])
     tokens = np.array(tokenizer.encode(text), np.int32)
     cut = len(tokens) - int(HELD_OUT * len(tokens))
-    name = ", ".join(map(str, settings["data"]))
+    name = ", ".join(settings["data"])
     splits = [TokenSplit(split, name, (part,), len(part), 0) for split, part in
               (("train", tokens[:cut]), ("validation", tokens[cut:]))]  # fmt: skip
     held_out = WindowSampler(splits[1], settings["window"], HELD_OUT_WINDOWS, seed=0)

@@ -35,7 +35,7 @@ def loss_curves(ablation):
         for variant, axes in zip(variants, row):
             runs = ablation.find(variant=variant, warmup=warmup, residual_scaling=scaling)
             for run in runs:
-                axes.plot(*_smoothed(run.losses), color=_color(ablation, run.depth), label=f"{run.depth} blocks")
+                axes.plot(*_smoothed(run.losses), color=_color(ablation, run.depth), label=f"depth {run.depth}")
             axes.axhline(ablation.unigram_entropy, color="black", linestyle=":", linewidth=1)
             axes.set(xlabel="step", ylim=_loss_limits(ablation))
             if not runs:
@@ -71,20 +71,21 @@ def depth_limits(ablation):
     """The final loss by depth: where a line crosses the unigram entropy, the variant has stopped training."""
     figure, panels = grid(1, len(ARRANGEMENTS), (PANEL[0] * 4, 4.2), sharey=True)
     depths = sorted(ablation.settings["depths"])
-    low, high = _loss_limits(ablation)
+    finals = [run.final_loss for run in ablation.runs if math.isfinite(run.final_loss)]
+    high = max(*finals, ablation.unigram_entropy) + 0.2  # where runs are drawn that have no finite loss
     for (warmup, scaling), axes in zip(ARRANGEMENTS, panels[0]):
         for number, variant in enumerate(ablation.settings["variants"]):
             runs = {r.depth: r for r in ablation.find(variant=variant, warmup=warmup, residual_scaling=scaling)}
             if not runs:
                 continue
             losses = [runs[depth].final_loss for depth in depths]
-            shown = [min(loss, high) if math.isfinite(loss) else high for loss in losses]
+            shown = [loss if math.isfinite(loss) else high for loss in losses]
             [line] = axes.plot(depths, shown, color=f"C{number}", marker="o", markersize=4, label=TITLES[variant])
             failed = [(d, y) for d, y in zip(depths, shown) if not ablation.trains(runs[d])]
             if failed:
                 axes.plot(*zip(*failed), "x", color=line.get_color(), markersize=10, markeredgewidth=2)
         axes.axhline(ablation.unigram_entropy, color="black", linestyle=":", linewidth=1)
-        axes.set(xlabel="depth (blocks)", xticks=depths, title=describe(warmup, scaling), ylim=(low, high + 0.05))
+        axes.set(xlabel="depth (blocks)", xticks=depths, title=describe(warmup, scaling))
         axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("held-out loss at the end (nats a token)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -109,11 +110,12 @@ def _norm_figure(ablation, rows, title, label):
             for run in ablation.find(variant=variant, warmup=warmup):
                 norms = run.norms_at(run.steps()[0 if at_start else -1])
                 points = [(values[0], values[column]) for values in norms if _drawable(values[column])]
-                label_of_depth = None if run.residual_scaling else f"{run.depth} blocks"
+                label_of_depth = None if run.residual_scaling else f"depth {run.depth}"
                 style = {"linestyle": "--" if run.residual_scaling else "-", "marker": ".", "markersize": 4}
                 if points:
                     axes.plot(*zip(*points), color=_color(ablation, run.depth), label=label_of_depth, **style)
             axes.set(xlabel=AXIS_OF_LAYERS, yscale="log")
+            axes.xaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylabel(f"{description}\n{label}")
     _legend(figure, panels, "dashed: residual branches scaled by 1/√(2L)")
     figure.suptitle(title)

@@ -117,13 +117,13 @@ def read_ablation(folder):
             runs[run.key] = run
         ablation = Ablation(results["settings"], results["unigram_entropy"], list(runs.values()))
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / RESULTS} is no record of an ablation, expected what `tfgpt ablate` wrote"
-        ) from error
-    for key, row in _rows(folder / LOSSES, runs):
-        runs[key].losses.append(float(row[1]))
-    for key, row in _rows(folder / NORMS, runs):
-        runs[key].norms.append((int(row[0]), int(row[1]), *map(float, row[2:])))
+        raise UserError(f"{folder / RESULTS} is no record of an ablation, expected that of `tfgpt ablate`") from error
+    _read_rows(folder / LOSSES, runs, lambda run, row: run.losses.append(float(row[1])))
+    _read_rows(
+        folder / NORMS,
+        runs,
+        lambda run, row: run.norms.append((int(row[0]), int(row[1]), *(float(row[i]) for i in (2, 3, 4)))),
+    )
     return ablation
 
 
@@ -132,20 +132,17 @@ def _write_csv(path, header, rows):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _rows(path, runs):
-    """The rows of a CSV file, each as the key of its run and the values behind it."""
+def _read_rows(path, runs, add):
+    """Has `add(run, row)` take each row of a CSV file, without the columns that say whose it is."""
+    expected = f"expected a row of a run in {RESULTS}"
+    number = 1
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), start=1):
-                if number == 1:
-                    continue
-                key = (row[0], int(row[1]), row[2] == "True", row[3] == "True")
-                if key not in runs:
-                    raise UserError(
-                        f"{path}, line {number}, is of a run that is not in {RESULTS}, expected one that is"
-                    )
-                yield key, row[4:]
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path}, line {number}, is no row of an ablation, expected {', '.join(KEY)} first") from error
+                if number > 1:
+                    key = (row[0], int(row[1]), row[2] == "True", row[3] == "True")
+                    add(runs[key], row[len(KEY) :])
+    except (ValueError, IndexError, KeyError, csv.Error) as error:
+        raise UserError(f"{path}, line {number}, is no part of an ablation, {expected}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error

@@ -42,7 +42,7 @@ def table_of_losses(ablation):
             runs = {r.depth: r for r in ablation.find(variant=variant, warmup=warmup, residual_scaling=scaling)}
             if runs:
                 rows.append([TITLES[variant], describe(warmup, scaling), *(_cell(ablation, runs[d]) for d in depths)])
-    return ["network", "training", *(f"{depth} blocks" for depth in depths)], rows
+    return ["network", "training", *(f"depth {depth}" for depth in depths)], rows
 
 
 def report_text(ablation):
@@ -56,9 +56,9 @@ def report_text(ablation):
         f"{_enumerated(map(str, settings['depths']))}: {settings['steps']} steps of Adam on {settings['batch_size']} "
         f"windows of {settings['window']} tokens ({settings['tokenizer']} tokenizer, {settings['vocabulary']} tokens) "
         f"of {', '.join(settings['data'])}, at a learning rate of {settings['learning_rate']:g} that falls linearly to "
-        f"0, reached over {settings['warmup_steps']} steps with warm-up and at once without. No clipping, no dropout, no "
-        "weight decay. All variants of a depth begin with the same kernels and see the same batches; without residual "
-        "connections normalization stays where pre-norm has it.",
+        f"0, reached over {settings['warmup_steps']} steps with warm-up and at once without. No clipping, no dropout, "
+        "no weight decay. All variants of a depth begin with the same kernels and see the same batches; without "
+        "residual connections normalization stays where pre-norm has it.",
         "",
         f"Seed {settings['seed']}, one run of each kind, {len(ablation.runs)} runs in {settings['seconds']:.0f} s: "
         f"differences below {TOLERANCE} nats count as none, and what takes longer than {settings['steps']} steps to "
