@@ -32,7 +32,7 @@ KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 TENSORFLOW_RUNNER = "tfgpt.runtime.saved_model"
 
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
-LIGHT = {"tfgpt.training.run_config"}
+LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks"}
 
 # (module, function, room): imports against the table, lazy and in that function alone.
 EXCEPTIONS = {
@@ -40,6 +40,9 @@ EXCEPTIONS = {
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.generate", "generation"),
     # The tokenizer comes with the model directory, so that a loaded model takes and gives text.
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
+    # The same two of the encoder–decoder Transformer.
+    ("tfgpt.models.encoder_decoder.transformer", "EncoderDecoderTransformer.translate", "generation"),
+    ("tfgpt.models.encoder_decoder.model_directory", "read_tokenizer", "text"),
 }
 
 # keras.ops has no write in place, and no small product without oneDNN.

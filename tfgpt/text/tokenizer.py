@@ -14,6 +14,7 @@ from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # of sequence-to-sequence models (see `tfgpt.text.joint_tokenizer`)
 
 # About how many characters of a long text are encoded at once: enough to keep every core busy, few enough that the
 # library's records of each token (strings, offsets) stay small beside the text.
@@ -39,6 +40,9 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        if None not in (self.pad_token_id, self.bos_token_id, self.eos_token_id):
+            # The three are put around sentences; text that looks like one of them is text.
+            backend.encode_special_tokens = True
 
     # === Text and ids ===
 
@@ -120,6 +124,21 @@ class Tokenizer:
         return self._backend.token_to_id(END_OF_TEXT)
 
     @functools.cached_property
+    def pad_token_id(self):
+        """The id of "<pad>", or None without one."""
+        return self._backend.token_to_id(PAD)
+
+    @functools.cached_property
+    def bos_token_id(self):
+        """The id of "<s>", the beginning of a sentence, or None without one."""
+        return self._backend.token_to_id(BOS)
+
+    @functools.cached_property
+    def eos_token_id(self):
+        """The id of "</s>", the end of a sentence, or None without one."""
+        return self._backend.token_to_id(EOS)
+
+    @functools.cached_property
     def fingerprint(self):
         """The SHA-256, in hexadecimal, of the tokenizer's canonical JSON: equal for equal tokenizers."""
         state = json.dumps(self._state, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -161,6 +180,8 @@ class Tokenizer:
         }
         if self.end_token_id is not None:
             config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+        elif self.pad_token_id is not None and self.eos_token_id is not None:
+            config |= {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
         return config
 
 
