@@ -68,3 +68,34 @@ def ablate(
         figures |= {"final_loss": run.final_loss if run.final_loss == run.final_loss else None}
         figures |= {"trains": ablation.trains(run)}
     write_json(json, {"unigram_entropy": ablation.unigram_entropy, "runs": runs})
+
+
+def attention(
+    model: str,
+    text: str,
+    out: str,
+    target: str | None = None,
+    top_k: int = 5,
+    overwrite: bool = False,
+):
+    """Show where each token of a text looks, by layer and head, and what each layer would say next.
+
+    Args:
+        model: a model directory, of GPT-2 or of a translator.
+        text: that is read; of a translator the source.
+        out: the folder to be made, with attention.html, a page without network, and PNGs of attention and logit lens.
+        target: of a translator, the translation to be looked at; by default its own.
+        top_k: tokens of the logit lens.
+        overwrite: replace what `out` holds.
+    """
+    from tfgpt.cli.progress import show_status
+
+    with show_status("loading the model"):
+        import_tensorflow()
+        from tfgpt.experiments.attention import show_attention
+
+        views, _ = show_attention(model, text, out, target, top_k, overwrite)
+    for name, view in views.items():
+        layers, heads, queries, keys = view.weights.shape
+        print(f"{name}: {layers} layers of {heads} heads, {queries} tokens that look at {keys}")
+    print(f"page: {pathlib.Path(out) / 'attention.html'}")

@@ -27,6 +27,7 @@ COMMANDS = {
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
     experiment_commands.ablate: (),
+    experiment_commands.attention: ("model",),
     release_commands.export: ("model",),
     release_commands.parity: ("release",),
     release_commands.inspect: ("path",),

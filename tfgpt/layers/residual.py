@@ -1,6 +1,7 @@
 import keras
 
 from tfgpt.layers.normalization import LayerNormalization
+from tfgpt.layers.observation import show
 
 NORMALIZATIONS = ("pre", "post", "none")
 
@@ -60,6 +61,7 @@ class ResidualBlock(keras.layers.Layer):
         x = x + y if self.residual else y
         if self.normalization == "post":
             x = self.norm(x)
+        show(self, x)
         return (x, *others) if others else x
 
     def get_config(self):

@@ -67,7 +67,7 @@ def _towards_output(ablation):
         f"in the first with post-norm ({ratios['post']:.3g} times), {pre[-1]:.3g} and {pre[0]:.3g} with pre-norm "
         f"({ratios['pre']:.3g} times)."
     )
-    good = [ratios["post"] > max(1.0, ratios["pre"]), post[-1] > pre[-1]]
+    good = [ratios["post"] > 1.0, post[-1] > pre[-1], 0.5 <= ratios["pre"] <= 2.0]
     return Finding(claim, measured, _verdict(good))
 
 

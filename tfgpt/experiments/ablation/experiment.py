@@ -84,6 +84,7 @@ def run_ablation(
     train, held_out, size = _read_corpus(settings)
     entropy = unigram_entropy(held_out[:, 1:])
     settings |= {"tokens": train.num_tokens, "held_out_tokens": held_out[:, 1:].size, "vocabulary": size}
+    settings["training_unigram_entropy"] = unigram_entropy(train.arrays[0])
     sampler = WindowSampler(train, window, batch_size, seed)
     runs, on_progress = [], on_progress or (lambda fraction: None)
     total = sum(_cost(variant, depth, steps) for variant in variants for depth in depths)

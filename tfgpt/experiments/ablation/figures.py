@@ -36,12 +36,11 @@ def loss_curves(ablation):
             runs = ablation.find(variant=variant, warmup=warmup, residual_scaling=scaling)
             for run in runs:
                 axes.plot(*_smoothed(run.losses), color=_color(ablation, run.depth), label=f"depth {run.depth}")
-            axes.axhline(ablation.unigram_entropy, color="black", linestyle=":", linewidth=1)
+            axes.axhline(ablation.settings["training_unigram_entropy"], color="black", linestyle=":", linewidth=1)
             axes.set(xlabel="step", ylim=_loss_limits(ablation))
-            if not runs:
-                axes.text(0.5, 0.5, "no residual stream to scale", ha="center", va="center", transform=axes.transAxes)
+            axes.set_visible(bool(runs))  # nothing to scale without a residual stream
         row[0].set_ylabel(f"{describe(warmup, scaling)}\ntraining loss (nats a token)")
-    _legend(figure, panels, "unigram entropy of the held-out text (dotted)")
+    _legend(figure, panels, "dotted: unigram entropy of the training text")
     figure.suptitle(f"Training loss, mean of {SMOOTHING} steps")
     return figure
 
@@ -71,15 +70,14 @@ def depth_limits(ablation):
     """The final loss by depth: where a line crosses the unigram entropy, the variant has stopped training."""
     figure, panels = grid(1, len(ARRANGEMENTS), (PANEL[0] * 4, 4.2), sharey=True)
     depths = sorted(ablation.settings["depths"])
-    finals = [run.final_loss for run in ablation.runs if math.isfinite(run.final_loss)]
-    high = max(*finals, ablation.unigram_entropy) + 0.2  # where runs are drawn that have no finite loss
+    high = ablation.unigram_entropy + 0.4  # where runs are drawn that have no finite loss, or a higher one
     for (warmup, scaling), axes in zip(ARRANGEMENTS, panels[0]):
         for number, variant in enumerate(ablation.settings["variants"]):
             runs = {r.depth: r for r in ablation.find(variant=variant, warmup=warmup, residual_scaling=scaling)}
             if not runs:
                 continue
             losses = [runs[depth].final_loss for depth in depths]
-            shown = [loss if math.isfinite(loss) else high for loss in losses]
+            shown = [min(loss, high) if math.isfinite(loss) else high for loss in losses]
             [line] = axes.plot(depths, shown, color=f"C{number}", marker="o", markersize=4, label=TITLES[variant])
             failed = [(d, y) for d, y in zip(depths, shown) if not ablation.trains(runs[d])]
             if failed:
@@ -90,7 +88,7 @@ def depth_limits(ablation):
     panels[0, 0].set_ylabel("held-out loss at the end (nats a token)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.suptitle("Where training stops: × is not below the unigram entropy (dotted), or not finite (top edge)")
+    figure.suptitle("Where training stops: × is not below the unigram entropy (dotted); at the top, far above it")
     return figure
 
 
@@ -104,7 +102,7 @@ FIGURES = {
 
 def _norm_figure(ablation, rows, title, label):
     """A row for each (description, column of the norms, warm-up, whether at the start rather than at the end)."""
-    variants, figure, panels = _panels(ablation, len(rows), sharey="row")
+    variants, figure, panels = _panels(ablation, len(rows))
     for (description, column, warmup, at_start), row in zip(rows, panels):
         for variant, axes in zip(variants, row):
             for run in ablation.find(variant=variant, warmup=warmup):
@@ -122,10 +120,10 @@ def _norm_figure(ablation, rows, title, label):
     return figure
 
 
-def _panels(ablation, rows, **options):
+def _panels(ablation, rows):
     variants = [variant for variant in VARIANTS if variant in ablation.settings["variants"]]
     size = (max(PANEL[0] * len(variants), 5.0), PANEL[1] * rows + 0.8)
-    figure, panels = grid(rows, len(variants), size, **options)
+    figure, panels = grid(rows, len(variants), size)
     for axes, variant in zip(panels[0], variants):
         axes.set_title(TITLES[variant])
     for axes in panels.flat:
