@@ -85,6 +85,8 @@ def report_text(ablation):
         "## Figures",
         "",
         *(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in FIGURES if name != "depth_limits"),
+        "Gradient norms are those of one step's batch, before its update; dots are measurements.",
+        "",
         f"Their data: {RESULTS}, {LOSSES} and {NORMS}; `tfgpt ablate --out FOLDER --redraw` draws them anew.",
         "",
     ]

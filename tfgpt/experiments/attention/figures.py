@@ -33,7 +33,9 @@ def attention_figure(view, title):
     axes.set_xticks(_ticks(heads))
     axes.set_yticks(_ticks(layers))
     axes.set_title(title)
-    bar = figure.colorbar(image, ax=axes, label="attention weight", ticks=np.sqrt([0, 0.05, 0.25, 0.5, 1]))
+    bar = figure.colorbar(
+        image, ax=axes, label="attention weight", fraction=0.05, pad=0.02, ticks=np.sqrt([0, 0.05, 0.25, 0.5, 1])
+    )
     bar.ax.set_yticklabels(["0", "0.05", "0.25", "0.5", "1"])
     return figure
 

@@ -11,7 +11,7 @@ from tfgpt.errors import UserError
 from tfgpt.experiments.attention.page_files import BODY, SCRIPT, STYLE
 from tfgpt.experiments.attention.visible import shortened, visible
 
-LARGEST = 2**24  # weights in a page, 45 MB of them; a browser opens that in a second or two
+LARGEST = 2**24  # weights in a page: 45 MB, which a browser opens in seconds
 ONE = 2**16 - 1  # the weight 1 as a 16-bit integer
 
 

@@ -35,7 +35,7 @@ BODY = """
 <p>Point at a token, or tab here and move with the arrow keys, Home and End.</p>
 <div class="tokens" id="queries" role="group" aria-labelledby="queries-title"></div>
 <h2 id="keys-title">Where the token looks</h2>
-<p>The darker, the more; a tooltip has the weight.</p>
+<p>The darker, the more, beside the strongest of the token; a tooltip has the weight.</p>
 <div class="tokens" id="keys" role="group" aria-labelledby="keys-title"></div>
 <div class="columns">
 <section><h2 id="strongest-title">Most of all</h2>
@@ -121,13 +121,13 @@ function chooseHead() {
 }
 
 function show() {
-  const view = current(), query = shownQuery(), weights = row(query);
+  const view = current(), query = shownQuery(), weights = row(query), largest = Math.max(...weights);
   [...at("queries").children].forEach((button, i) => {
     button.tabIndex = i === state.focused ? 0 : -1;
     button.setAttribute("aria-pressed", i === query);
   });
   [...at("keys").children].forEach((span, i) => {
-    span.style.backgroundColor = "rgba(253, 141, 60, " + Math.sqrt(weights[i]).toFixed(3) + ")";
+    span.style.backgroundColor = "rgba(253, 141, 60, " + Math.sqrt(weights[i] / largest).toFixed(3) + ")";
     span.dataset.weight = weights[i].toFixed(5);
     span.title = "token " + (i + 1) + ": " + percent(weights[i]);
   });
