@@ -73,8 +73,9 @@ def model(tmp_path_factory):
     tokenizer = BytePairTokenizer.train(["to be or not to be " * 9], 300)
     model = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, seed=0)
     model.tokenizer = tokenizer
-    model.save_to_preset(tmp_path_factory.mktemp("attention") / "model")
-    return tmp_path_factory.getbasetemp() / "attention0" / "model"
+    path = tmp_path_factory.mktemp("attention") / "model"
+    model.save_to_preset(path)
+    return path
 
 
 def data_of(path):
@@ -94,11 +95,17 @@ def test_the_command(model, tmp_path, capsys):
     assert f"self-attention: 2 layers of 2 heads, {len(tokens)} tokens" in capsys.readouterr().out
 
 
-def test_a_translation_pair(tmp_path):
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
     model = EncoderDecoderTransformer.from_preset("transformer-test", load_weights=False, seed=0)
     model.tokenizer = train_joint_tokenizer(["a cat sat", "eine katze sass"] * 9, 300)
-    model.save_to_preset(tmp_path / "model")
-    arguments = ["attention", str(tmp_path / "model"), "--text", "a cat", "--out", str(tmp_path / "out")]
+    path = tmp_path_factory.mktemp("translator") / "model"
+    model.save_to_preset(path)
+    return path
+
+
+def test_a_translation_pair(translator, tmp_path):
+    arguments = ["attention", str(translator), "--text", "a cat", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--target", "eine katze"]) == 0
     names = [f"attention_{name}.png" for name in ("cross", "decoder", "encoder")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["attention.html", *names, "logit_lens.png"]
@@ -111,15 +118,16 @@ def test_a_translation_pair(tmp_path):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--text", ""], "the text is empty, expected at least one token"),
+        (["--text", ""], "the text has 0 tokens, expected 1 to the window's"),
         (["--text", "to be", "--top_k", "0"], "top_k is 0, expected 1 to 300"),
         (["--text", "to be", "--target", "sein"], "target is 'sein', expected none"),
-        (["--text", "be " * 300], "expected at most the window's"),
+        (["--text", "be " * 300], "tokens, expected 1 to the window's"),
     ],
 )
 def test_bad_input(model, tmp_path, options, expected, capsys):
     assert main(["attention", str(model), *options, "--out", str(tmp_path / "out")]) == 2
-    assert expected in capsys.readouterr().err
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert expected in line
     assert not (tmp_path / "out").exists()
 
 
@@ -129,3 +137,27 @@ def test_no_model_and_a_folder_that_holds_something(model, tmp_path, capsys):
     (tmp_path / "kept").write_text("")
     assert main(["attention", str(model), "--text", "a", "--out", str(tmp_path)]) == 2
     assert "expected a new one" in capsys.readouterr().err
+
+
+def test_a_translator_looks_at_its_own_translation(translator, tmp_path):
+    """Whose last normalization leaves only "</s>" to be said."""
+    model = EncoderDecoderTransformer.from_preset(translator)
+    norm, embeddings = model.backbone.decoder_norm, model.backbone.target_embedding.embeddings
+    norm.gamma.assign(0 * norm.gamma)
+    norm.beta.assign(99 * embeddings[model.tokenizer.eos_token_id])
+    model.save_to_preset(tmp_path / "model")
+    assert model.translate("a cat") == ""
+    assert main(["attention", str(tmp_path / "model"), "--text", "a cat", "--out", str(tmp_path / "out")]) == 0
+    encoder, decoder, cross = data_of(tmp_path / "out" / "attention.html")["views"]
+    assert decoder["queries"] == cross["queries"] == ["<s>"] and cross["keys"] == encoder["keys"]
+    arguments = [
+        "attention",
+        str(tmp_path / "model"),
+        "--text",
+        "a cat " * 99,
+        "--target",
+        "a",
+        "--out",
+        str(tmp_path / "no"),
+    ]
+    assert main(arguments) == 2

@@ -130,10 +130,10 @@ def test_to_be_looked_at_changes_nothing(model):
 @pytest.mark.parametrize(
     "text, options, expected",
     [
-        ("", {}, "the text is empty, expected at least one token"),
-        ([], {}, "the text is empty, expected at least one token"),
+        ("", {}, "^the text has 0 tokens, expected 1 to the window's 24$"),
+        ([], {}, "^the text has 0 tokens, expected 1 to the window's 24$"),
         ([1, 300], {}, "the text has token id 300, expected ids from 0 to 299"),
-        ([1] * 25, {}, "the sequence has 25 tokens, expected at most the window's 24"),
+        ([1] * 25, {}, "^the text has 25 tokens, expected 1 to the window's 24$"),
         ([1], {"top_k": 0}, "top_k is 0, expected 1 to 300, the size of the vocabulary"),
         ([1], {"top_k": 301}, "top_k is 301, expected 1 to 300"),
     ],

@@ -94,20 +94,30 @@ def logit_lens(shown, blocks, logits, tokens, tokenizer, top_k):
     return LogitLens(tuple(tokens), np.stack(ids), top_tokens, np.stack(probabilities))
 
 
-def encode_view(tokenizer, text, vocabulary_size):
+def encode_view(model, name, text, first=(), last=()):
     """Token ids of a text to be looked at, which may be given as token ids.
 
+    Args:
+        model: whose backbone and tokenizer it is for.
+        name: of the text, in errors.
+        text: a string, or a list of token ids.
+        first, last: token ids that stand around a string.
+
     Raises:
-        UserError: if there are none, or one that is not in the vocabulary.
+        UserError: if there are none, too many for the window, or one that is not in the vocabulary.
     """
-    if isinstance(text, str) and tokenizer is None:
-        raise UserError("the model has no tokenizer, expected a text of token ids")
-    token_ids = tokenizer.encode(text) if isinstance(text, str) else [int(token_id) for token_id in text]
-    if not token_ids:
-        raise UserError("the text is empty, expected at least one token")
+    if isinstance(text, str):
+        if model.tokenizer is None:
+            raise UserError(f"the model has no tokenizer, expected a {name} of token ids")
+        token_ids = [*first, *model.tokenizer.encode(text), *last]
+    else:
+        token_ids = [int(token_id) for token_id in text]
+    window, vocabulary_size = model.backbone.max_sequence_length, model.backbone.vocabulary_size
+    if not 1 <= len(token_ids) <= window:
+        raise UserError(f"the {name} has {len(token_ids)} tokens, expected 1 to the window's {window}")
     wrong = [token_id for token_id in token_ids if not 0 <= token_id < vocabulary_size]
     if wrong:
-        raise UserError(f"the text has token id {wrong[0]}, expected ids from 0 to {vocabulary_size - 1}")
+        raise UserError(f"the {name} has token id {wrong[0]}, expected ids from 0 to {vocabulary_size - 1}")
     return token_ids
 
 

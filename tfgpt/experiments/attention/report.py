@@ -36,7 +36,8 @@ def show_attention(model, text, out, target=None, top_k=5, overwrite=False):
     if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
         translator = EncoderDecoderTransformer.from_preset(model)
         if target is None:
-            [target] = translator.translate([text])
+            # One less than the window, for the token that every target begins with.
+            target = translator.translate(text, max_new_tokens=translator.backbone.max_sequence_length - 1)
         attention = translator.attention(text, target)
         views = {"encoder": attention.encoder, "decoder": attention.decoder, "cross": attention.cross}
         lens = translator.logit_lens(text, target, top_k)

@@ -126,7 +126,7 @@ class EncoderDecoderTransformer(keras.Model):
                 ids, as the model takes them.
 
         Raises:
-            UserError: if one is empty or longer than the window.
+            UserError: if one has no tokens, or more than the window.
 
         Example:
 
@@ -159,13 +159,9 @@ class EncoderDecoderTransformer(keras.Model):
 
     def _observe(self, source, target):
         """A pair's tokens, and what the layers show as they read it."""
-        source_ids, target_ids = (
-            encode_view(self.tokenizer, text, self.backbone.vocabulary_size) for text in (source, target)
-        )
-        if isinstance(source, str):
-            source_ids = [*source_ids, self.tokenizer.eos_token_id]
-        if isinstance(target, str):
-            target_ids = [self.tokenizer.bos_token_id, *target_ids]
+        bos_token_id, eos_token_id = (getattr(self.tokenizer, f"{end}_token_id", None) for end in ("bos", "eos"))
+        source_ids = encode_view(self, "source", source, last=[eos_token_id])
+        target_ids = encode_view(self, "target", target, first=[bos_token_id])
         inputs = {"source_ids": ops.array([source_ids], "int32"), "target_ids": ops.array([target_ids], "int32")}
         with observe() as shown:
             self.backbone(inputs, training=False)

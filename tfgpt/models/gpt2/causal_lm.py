@@ -132,7 +132,7 @@ class GPT2CausalLM(keras.Model):
 
     def _observe(self, text):
         """A text's tokens, and what the layers show as they read it."""
-        token_ids = encode_view(self.tokenizer, text, self.backbone.vocabulary_size)
+        token_ids = encode_view(self, "text", text)
         with observe() as shown:
             self.backbone(ops.array([token_ids], "int32"), training=False)
         return token_texts(self.tokenizer, token_ids), shown
