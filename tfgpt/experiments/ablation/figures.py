@@ -41,7 +41,7 @@ def loss_curves(ablation):
             axes.set_visible(bool(runs))  # nothing to scale without a residual stream
         row[0].set_ylabel(f"{describe(warmup, scaling)}\ntraining loss (nats a token)")
     _legend(figure, panels, "dotted: unigram entropy of the training text")
-    figure.suptitle(f"Training loss, mean of {SMOOTHING} steps")
+    figure.suptitle(f"Training loss, mean of {SMOOTHING} steps; what does not train may stay above the upper edge")
     return figure
 
 
