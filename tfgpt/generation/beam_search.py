@@ -26,14 +26,44 @@ def beam_search(model, token_ids, padding_mask, max_new_tokens, num_beams, lengt
     Returns:
         A dictionary: `token_ids` (B, N) int32 padded with 0, `num_new_tokens` (B,) int32, and `score` (B,) float32.
     """
-    batch_size, prompt_length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
-    vocabulary_size = model.backbone.vocabulary_size
+    prompt_length = tf.shape(token_ids)[1]
     logits, cache, key_mask, positions = prefill(model, token_ids, padding_mask, max_new_tokens)
+    key_mask, positions = for_each_beam((key_mask, positions), num_beams)
 
-    def for_each_beam(x):
-        return tf.repeat(x, num_beams, axis=0)  # (B, ...) -> (B * beams, ...)
+    def next_logits(step, tokens, cache):
+        return model.call_with_cache(
+            tokens[:, None],
+            key_mask,
+            cache,
+            position_ids=(positions + step)[:, None],
+            cache_index=prompt_length + step,
+            last_only=True,
+        )
 
-    logits, cache, key_mask, positions = tf.nest.map_structure(for_each_beam, (logits, cache, key_mask, positions))
+    return search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_penalty, stop_token_ids)
+
+
+def for_each_beam(tensors, num_beams):
+    """Every tensor (B, ...) of a structure with each row `num_beams` times, (B * beams, ...)."""
+    return tf.nest.map_structure(lambda x: tf.repeat(x, num_beams, axis=0), tensors)
+
+
+def search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_penalty, stop_token_ids):
+    """Beam search from the logits of the first new tokens on.
+
+    Args:
+        logits: (B, 1, V).
+        cache: tensors (B, ...), whose rows go where their hypotheses go.
+        next_logits: a function (step, tokens (B * beams,), cache) -> (logits (B * beams, 1, V), cache), tokens being
+            those of the `step`-th step, from 0; what it holds beside the cache it has for each beam
+            (`for_each_beam`).
+        max_new_tokens, num_beams, length_penalty, stop_token_ids: as in `beam_search`.
+
+    Returns:
+        As `beam_search`.
+    """
+    batch_size, vocabulary_size = tf.shape(logits)[0], logits.shape[-1]
+    logits, cache = for_each_beam((logits, cache), num_beams)
 
     def normalized(scores, length):
         return scores / tf.cast(length, tf.float32) ** length_penalty
@@ -75,15 +105,8 @@ def beam_search(model, token_ids, padding_mask, max_new_tokens, num_beams, lengt
     def step_once(step, alive, ended, cache):
         parents = tf.reshape(alive["parents"] + tf.range(batch_size)[:, None] * num_beams, [-1])
         cache = tf.nest.map_structure(lambda slots: tf.gather(slots, parents), cache)
-        tokens = tf.reshape(tf.gather(alive["tokens"], step - 1, axis=2), [-1, 1])
-        logits, cache = model.call_with_cache(
-            tokens,
-            key_mask,
-            cache,
-            position_ids=(positions + step - 1)[:, None],
-            cache_index=prompt_length + step - 1,
-            last_only=True,
-        )
+        tokens = tf.reshape(tf.gather(alive["tokens"], step - 1, axis=2), [-1])
+        logits, cache = next_logits(step - 1, tokens, cache)
         alive, ended = extend(step, logits, alive, ended)
         return step + 1, alive, ended, cache
 

@@ -183,8 +183,8 @@ class PairSampler:
         self.widths = bucket_widths(lengths, num_buckets)
         if tokens_per_batch < self.widths[-1]:
             raise UserError(
-                f"tokens_per_batch is {tokens_per_batch}, expected at least the {self.widths[-1]} tokens of the longest "
-                "sentence's batch"
+                f"tokens_per_batch is {tokens_per_batch}, expected at least the {self.widths[-1]} tokens of the widest "
+                "row"
             )
         self.seed = seed
         buckets = np.searchsorted(self.widths, lengths)
