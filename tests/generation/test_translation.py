@@ -162,9 +162,7 @@ def test_the_default_length_follows_from_the_source_alone(model):
     unending = made(60, seed=1)
     embeddings = unending.backbone.target_embedding.embeddings
     embeddings.assign(np.where(np.arange(60)[:, None] == EOS, 0.0, embeddings))  # whose logit is 0
-    alone, together = (
-        translate_token_ids(unending, batch, BOS, EOS)[0][0] for batch in ([short], [short, long, long])
-    )
+    alone, together = (translate_token_ids(unending, batch, BOS, EOS)[0][0] for batch in ([short], [short, long, long]))
     assert alone == together and len(alone) <= 24
 
 
