@@ -10,7 +10,7 @@ import sys
 import jsonargparse
 import yaml
 
-from tfgpt.cli import commands, release_commands
+from tfgpt.cli import commands, release_commands, translation
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.tasks import TASKS
@@ -24,6 +24,7 @@ COMMANDS = {
     commands.train: (),
     commands.launch: (),
     commands.generate: ("model",),
+    translation.translate: ("model",),
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
     release_commands.export: ("model",),

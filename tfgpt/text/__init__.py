@@ -25,7 +25,6 @@ _MODULES = {
     "load_tokenizer": "tokenizer",
     "make_tokenizer": "preparation",
     "encode_pairs": "pair_batches",
-    "pad_right": "pair_batches",
     "prepare": "preparation",
     "read_documents": "corpus",
     "read_sentence_pairs": "parallel_corpus",

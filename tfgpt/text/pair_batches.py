@@ -15,7 +15,7 @@ CHUNK = 10_000  # pairs that are encoded at once
 # Widths of batches are multiples of this. Each width is one more shape to compile.
 WIDTH_MULTIPLE = 4
 
-ROW_MULTIPLE = 8  # of a batch's rows where there are as many, so that replicas can share them
+ROW_MULTIPLE = 8  # of a batch's rows where there are as many, which products like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ class EncodedPairs:
     def lengths(self):
         """The width that each pair needs: its longer side with the end of sentence."""
         return np.maximum(np.diff(self.sources[1]), np.diff(self.targets[1])) + 1
+
+    @property
+    def num_target_tokens(self):
+        """Tokens that are predicted: all targets' with their ends."""
+        return len(self.targets[0]) + len(self)
 
     def batch(self, numbers, width):
         """The pairs of these numbers, each side with its special tokens, padded to a width.
@@ -97,10 +102,10 @@ def encode_pairs(pairs, tokenizer, window, skip_long=False):
         ]
         fits = np.array([len(ids) < window for ids in encoded])
         if not skip_long and not fits.all():
-            line = int(np.argmin(fits))
+            pair = int(np.argmin(fits))
             raise UserError(
-                f"{name}, line {line + 1}: the sentence has {len(encoded[line]) + 1} tokens with its end, expected at "
-                f"most the window's {window}: give a larger max_length, or skip_long to leave such pairs out"
+                f"{name}, line {pairs.line(pair)}: the sentence has {len(encoded[pair]) + 1} tokens with its end, "
+                f"expected at most the window's {window}: give a larger max_length, or skip_long to leave it out"
             )
         kept &= fits
         sides.append(encoded)
@@ -195,6 +200,11 @@ class PairSampler:
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     @property
+    def batches_per_epoch(self):
+        """How many batches meet every pair once, a fraction where the last ones are not full."""
+        return float((self._counts / np.array(self.rows)).sum())
+
+    @property
     def shapes(self):
         """The (rows, width) of each bucket's batches."""
         return list(zip(self.rows, self.widths, strict=True))
@@ -248,12 +258,3 @@ def rows_of_width(tokens_per_batch, width):
     """How many rows a batch of this width has."""
     rows = max(tokens_per_batch // width, 1)
     return rows - rows % ROW_MULTIPLE if rows >= ROW_MULTIPLE else rows
-
-
-def pad_right(sequences, width, pad_token_id):
-    """Token id lists as arrays `token_ids` and `padding_mask`, (B, W) int32, padded on the right."""
-    token_ids = np.full((len(sequences), width), pad_token_id, np.int32)
-    for row, sequence in zip(token_ids, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    lengths = np.array([len(sequence) for sequence in sequences])
-    return token_ids, (np.arange(width)[None] < lengths[:, None]).astype(np.int32)

@@ -3,43 +3,27 @@
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.errors import UserError
 from tfgpt.text.pair_batches import bucket_widths, rows_of_width
 from tfgpt.text.windows import PREFETCH, without_autotune
 
 NAMES = ("source_ids", "source_padding_mask", "target_ids")
 
 
-def training_pairs(pairs, sampler, start_step=0, num_pipelines=1, pipeline=0):
+def training_pairs(pairs, sampler, start_step=0):
     """An endless dataset of `(inputs, targets, weights)` (see `EncodedPairs.batch`).
 
-    Batch `i` depends on the sampler's seed and `start_step + i` alone. Of n input pipelines, as several workers have
-    them, pipeline k gives the k-th part of each batch's rows.
+    Batch `i` depends on the sampler's seed and `start_step + i` alone, so that a run which stopped after step m goes on
+    with `start_step=m` as if it had not.
 
     Args:
         pairs: `EncodedPairs`.
         sampler: a `PairSampler` of their lengths.
         start_step: the number of the first batch.
-        num_pipelines, pipeline: n and k.
-
-    Raises:
-        UserError: if the pipelines cannot share the rows of every bucket evenly.
     """
-    for rows, width in sampler.shapes:
-        if rows % num_pipelines:
-            raise UserError(
-                f"a batch of width {width} has {rows} rows, expected a multiple of the {num_pipelines} input pipelines "
-                "that share it: give a larger tokens_per_batch"
-            )
-
-    def read(step):
-        numbers, width = sampler.batch(step)
-        return pairs.batch(np.array_split(numbers, num_pipelines)[pipeline], width)
-
-    return _dataset(tf.data.Dataset.counter(start=start_step), read)
+    return _dataset(tf.data.Dataset.counter(start=start_step), lambda step: pairs.batch(*sampler.batch(step)))
 
 
-def sequential_pairs(pairs, tokens_per_batch, num_buckets=6, num_pipelines=1, pipeline=0):
+def sequential_pairs(pairs, tokens_per_batch, num_buckets=6):
     """A finite dataset of `(inputs, targets, weights)` that has every pair once, shortest first.
 
     The last batch of each width is filled up with rows of weight 0.
@@ -48,18 +32,12 @@ def sequential_pairs(pairs, tokens_per_batch, num_buckets=6, num_pipelines=1, pi
         pairs: `EncodedPairs`.
         tokens_per_batch: rows times width of a batch, about.
         num_buckets: how many widths.
-        num_pipelines, pipeline: as in `training_pairs`.
     """
-    batches = sequential_batches(pairs.lengths, tokens_per_batch, num_buckets, num_pipelines)
-
-    def read(number):
-        numbers, width = batches[int(number)]
-        return pairs.batch(np.array_split(numbers, num_pipelines)[pipeline], width)
-
-    return _dataset(tf.data.Dataset.range(len(batches)), read)
+    batches = sequential_batches(pairs.lengths, tokens_per_batch, num_buckets)
+    return _dataset(tf.data.Dataset.range(len(batches)), lambda number: pairs.batch(*batches[int(number)]))
 
 
-def sequential_batches(lengths, tokens_per_batch, num_buckets=6, row_multiple=1):
+def sequential_batches(lengths, tokens_per_batch, num_buckets=6):
     """Batches (numbers, width) that hold every sequence once, numbers -1 where a batch is filled up.
 
     Example:
@@ -72,7 +50,6 @@ def sequential_batches(lengths, tokens_per_batch, num_buckets=6, row_multiple=1)
     batches = []
     for bucket, width in enumerate(widths):
         rows = rows_of_width(tokens_per_batch, width)
-        rows += -rows % row_multiple
         members = np.flatnonzero(buckets == bucket)
         for start in range(0, len(members), rows):
             numbers = members[start : start + rows]

@@ -16,13 +16,19 @@ class SentencePairs:
 
     Attributes:
         sources, targets: lists of str, none of them empty, of the same length.
-        source_name, target_name: of the files, for messages; pair i stands on line i + 1 of both.
+        source_name, target_name: of the files, for messages.
+        lines: the line of each pair in them; by default pair i stands on line i + 1.
     """
 
     sources: list
     targets: list
     source_name: str = "the sources"
     target_name: str = "the targets"
+    lines: list | None = None
+
+    def line(self, pair):
+        """The line of a pair in the files."""
+        return pair + 1 if self.lines is None else self.lines[pair]
 
     def __len__(self):
         return len(self.sources)

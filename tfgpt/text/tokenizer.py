@@ -8,7 +8,7 @@ import pathlib
 import re
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
@@ -137,6 +137,11 @@ class Tokenizer:
     def eos_token_id(self):
         """The id of "</s>", the end of a sentence, or None without one."""
         return self._backend.token_to_id(EOS)
+
+    @property
+    def lowercases(self):
+        """Whether text is lower-cased before it is encoded."""
+        return isinstance(self._backend.normalizer, normalizers.Lowercase)
 
     @functools.cached_property
     def fingerprint(self):
