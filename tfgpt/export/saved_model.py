@@ -33,7 +33,7 @@ def export_saved_model(model, path, settings=None):
         tokenizer = in_graph_tokenizer(model.tokenizer)
         settings = with_stop(settings, model.tokenizer)
         served = TextSignatures(model, tokenizer, settings, model.tokenizer.end_token_id)
-    write_saved_model(path, model, tokenizer, served, {"text": [example_text(model.tokenizer)]})
+    write_saved_model(path, model, tokenizer, served, example_text(model.tokenizer))
 
 
 def export_translation_saved_model(model, path, settings):
@@ -62,10 +62,10 @@ def export_translation_saved_model(model, path, settings):
         "target_ids": [[model.tokenizer.bos_token_id]] * 2,
         "encoder_attention_mask": [[1]],
     }
-    write_saved_model(path, model, tokenizer, served, examples)
+    write_saved_model(path, model, tokenizer, served, text, examples)
 
 
-def write_saved_model(path, model, tokenizer, served, examples):
+def write_saved_model(path, model, tokenizer, served, text=None, examples=None):
     """Writes the variables of a model, each once, a tokenizer, signatures and their warm-up requests.
 
     Args:
@@ -73,7 +73,7 @@ def write_saved_model(path, model, tokenizer, served, examples):
         model: a Keras model.
         tokenizer: one for a graph, or None.
         served: what has `functions()`, name → `tf.function`.
-        examples: values of the inputs of warm-up requests (see `tfgpt.export.warm_up`).
+        text, examples: of warm-up requests (see `tfgpt.export.warm_up`).
 
     Raises:
         OSError: if it cannot be written.
@@ -86,7 +86,7 @@ def write_saved_model(path, model, tokenizer, served, examples):
     signatures = {name: function.get_concrete_function() for name, function in served.functions().items()}
     try:
         tf.saved_model.save(module, str(path), signatures=signatures)
-        write_warm_up(path, signatures, examples)
+        write_warm_up(path, signatures, text, examples)
     except tf.errors.OpError as error:  # how TensorFlow reports a full disk; the reason is the message's last part
         raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 

@@ -87,12 +87,13 @@ class Translator:
             outputs.append(logits)
         return np.concatenate(outputs, axis=1)
 
-    def translate_token_ids(self, sources, max_new_tokens=None, **settings):
+    def translate_token_ids(self, sources, max_new_tokens=None, on_progress=None, **settings):
         """The tokens of each translation, its end included, and its score, as `tfgpt.generation.translate_token_ids`.
 
         Args:
             sources: lists of token ids, each with its end-of-sentence token.
             max_new_tokens: the most tokens of a translation; by default what `default_max_new_tokens` says.
+            on_progress: called with the fraction done.
             **settings: of `GenerationSettings`.
 
         Returns:
@@ -103,12 +104,15 @@ class Translator:
         """
         chosen = translation_settings(self.window, max_new_tokens, stop_token_ids=(self.eos_token_id,), **settings)
         check_sources(sources, self.window, self.vocabulary_size)
-        seeds, results = chosen.row_seeds(len(sources)), [None] * len(sources)
+        seeds, results, done = chosen.row_seeds(len(sources)), [None] * len(sources), 0
         for rows, source_ids, mask in source_batches(sources, self.window, chosen.num_beams):
             limit = max_new_tokens or default_max_new_tokens(source_ids.shape[1], self.window)
             found = self._translate(source_ids, mask, limit, chosen, [seeds[row] for row in rows])
             for row, pair in zip(rows, found, strict=True):
                 results[row] = pair
+            done += len(rows)
+            if on_progress:
+                on_progress(done / len(sources))
         return results
 
     def translate(self, tokenizer, texts, **settings):
