@@ -53,12 +53,25 @@ def write_files(directory, config, tensors, tokenizer):
         tokenizer.save(directory, model_max_length=config["n_positions"])
     generation_config = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
     write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
-    with atomic_file(directory / WEIGHTS) as temporary:
+    write_weights(directory / WEIGHTS, tensors)
+    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def write_weights(path, tensors):
+    """Writes a safetensors file, atomically.
+
+    Args:
+        path: a `pathlib.Path`.
+        tensors: NumPy arrays by name.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    with atomic_file(path) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # how its writer reports a full disk
-            raise UserError(f"cannot write {directory / WEIGHTS}: {error}") from error
-    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+            raise UserError(f"cannot write {path}: {error}") from error
 
 
 def read_config(directory):
@@ -69,6 +82,22 @@ def read_config(directory):
     """
     path = pathlib.Path(directory) / "config.json"
     return hugging_face.from_config(read_json(path), path)
+
+
+def read_tokenizer(directory, vocabulary_size):
+    """The tokenizer of a model directory, or None where there is none.
+
+    Raises:
+        UserError: if it is damaged, or has tokens without an embedding.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():
+        return None
+    from tfgpt.text import load_tokenizer  # up the table of rooms: the tokenizer comes with the directory
+
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, vocabulary_size, directory)
+    return tokenizer
 
 
 def check_vocabulary(tokenizer, vocabulary_size, source):
@@ -92,17 +121,37 @@ def read_weights(backbone, path):
         if output := names.pop(hugging_face.OUTPUT_PROJECTION, None):
             embedding = names.get(hugging_face.EMBEDDING)
             check_tied(file[output], None if embedding is None else file[embedding], path)
-        _check_names(path, set(names), set(variables))
-        for full, variable in variables.items():
-            name = names[full]
-            found, shape = file.tensors[name], tuple(variable.shape)
-            if found.shape != shape:
-                raise UserError(f"{path} has {name} of shape {found.shape}, expected {shape}")
-            if found.dtype not in FLOATS:
-                raise UserError(f"{path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
-        for full, variable in variables.items():
-            for start, rows in file.slices(names[full]):
-                _assign(variable, start, rows)
+        assign_stored(variables, names, file, path)
+
+
+def assign_stored(variables, names, file, path, transposed=()):
+    """Assigns the tensors of an open file to variables, when all are there and of the right shapes.
+
+    Args:
+        variables: by full name.
+        names: the stored name by the full one.
+        file: a `SafetensorsFile`.
+        path: of the file, for messages.
+        transposed: full names of matrices that the file has transposed.
+
+    Raises:
+        UserError: if the file has other tensors than these, or of other shapes, or none of floats.
+    """
+    _check_names(path, set(names), set(variables))
+    for full, variable in variables.items():
+        name = names[full]
+        found, shape = file.tensors[name], tuple(variable.shape)
+        shape = shape[::-1] if full in transposed else shape
+        if found.shape != shape:
+            raise UserError(f"{path} has {name} of shape {found.shape}, expected {shape}")
+        if found.dtype not in FLOATS:
+            raise UserError(f"{path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
+    for full, variable in variables.items():
+        if full in transposed:
+            assign_tensor(variable, file[names[full]].T)
+            continue
+        for start, rows in file.slices(names[full]):
+            _assign(variable, start, rows)
 
 
 def check_tied(output, embedding, source):
