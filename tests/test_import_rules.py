@@ -31,7 +31,7 @@ KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 TENSORFLOW_RUNNER = "tfgpt.runtime.saved_model"
 
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
-LIGHT = {"tfgpt.training.run_config"}
+LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks"}
 
 # (module, function, room): imports against the table, lazy and in that function alone.
 EXCEPTIONS = {
