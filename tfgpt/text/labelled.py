@@ -165,13 +165,14 @@ class _Columns:
                     raise UserError(f"{self.path}, line {line} has {self.width} columns, expected a number {column}")
             return False
         found = {kind: self._find(kind, names) for kind in self.wanted}
-        missing = next((kind for kind, place in found.items() if place is None), None)
-        if missing is None:
+        missing = [kind for kind, place in found.items() if place is None]
+        if not missing:
             self.places = list(found.values())
             return True
         if not any(self.wanted.values()) and not any(place is not None for place in found.values()) and self.width == 2:
             self.places = [0, 1]
             return False
+        missing = max(missing, key=lambda kind: self.wanted[kind] is not None)  # one that was named, rather
         name = f"one named {self.wanted[missing]!r}"
         if not self.wanted[missing]:
             known = ", ".join(self.known[missing])
