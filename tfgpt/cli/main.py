@@ -10,7 +10,7 @@ import sys
 import jsonargparse
 import yaml
 
-from tfgpt.cli import commands, release_commands
+from tfgpt.cli import classification, commands, release_commands
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.tasks import TASKS
@@ -25,6 +25,7 @@ COMMANDS = {
     commands.launch: (),
     commands.generate: ("model",),
     commands.evaluate: ("model",),
+    classification.classify: ("model",),
     commands.plot: ("runs",),
     release_commands.export: ("model",),
     release_commands.parity: ("release",),

@@ -14,13 +14,16 @@ from importlib import metadata
 
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
+from tfgpt.classification import is_classifier
 from tfgpt.errors import UserError
+from tfgpt.export.classifier_parity import PROBABILITY_TOLERANCE, TOLERANCE_REASON, ClassifierReport
 from tfgpt.export.parity import Breach, Cost, Expectation, breach_on_failure, check_runner
 from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
 from tfgpt.export.text_parity import check_text
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.generation_settings import GenerationSettings
+from tfgpt.json_file import read_json
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.runtime.release_files import change, read_manifest
 from tfgpt.runtime.runner import with_stop
@@ -94,14 +97,20 @@ def export_release(
     model_directory, out = pathlib.Path(model_directory), pathlib.Path(out)
     name = name or model_directory.absolute().name
     _check_request(formats, quantize, name)
+    if _is_classifier(model_directory):
+        if quantize:
+            raise UserError(
+                f"quantized variants are of language models, expected none of the classifier {model_directory}"
+            )
+        from tfgpt.export.classifier_release import export_classifier
+
+        return export_classifier(model_directory, out, formats, name, text, overwrite, on_progress)
     say = on_progress or (lambda line: None)
     with atomic_directory(out, overwrite=overwrite) as release:
         model = load_for_export(model_directory)
         tokens = held_out_tokens(model_directory, model.tokenizer, text)
         _check_variants(quantize, model.backbone, tokens)
-        for file in COPIED:
-            if (model_directory / file).exists():
-                shutil.copyfile(model_directory / file, release / file)
+        copy_model_files(model_directory, release)
         source = model_directory.absolute().name
         _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
@@ -113,7 +122,7 @@ def export_release(
                 wanted = (sensitivity and report.passed) or is_over_budget(report)
                 if report.precision in QUANTIZED and wanted:
                     reports[i] = within_budget(release, report, expected, say)
-        _raise_breaches(reports)
+        raise_breaches(reports)
         write_parity_report(release, reports)
         write_manifest(release, model_directory, reports)
     return reports
@@ -128,6 +137,18 @@ def _check_request(formats, quantize, name):
         raise UserError(f"quantized variants are ONNX files, expected the format onnx, found {', '.join(formats)}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"the model's name is {name!r}, expected letters, digits, '.', '_' and '-'")
+
+
+def _is_classifier(directory):
+    path = pathlib.Path(directory) / "config.json"
+    return path.is_file() and is_classifier(read_json(path))
+
+
+def copy_model_files(model_directory, release):
+    """Copies the files of a model directory, but the weights, that every release has as they are."""
+    for file in COPIED:
+        if (pathlib.Path(model_directory) / file).exists():
+            shutil.copyfile(pathlib.Path(model_directory) / file, release / file)
 
 
 def _check_variants(variants, backbone, tokens):
@@ -195,7 +216,8 @@ def _openers(release, formats):
     return openers
 
 
-def _raise_breaches(reports):
+def raise_breaches(reports):
+    """Raises a `ParityError` if a report has breaches."""
     if any(report.breaches for report in reports):
         raise ParityError(reports)
 
@@ -215,6 +237,10 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
         ParityError: if an artifact is not the model.
     """
     release = pathlib.Path(release)
+    if _is_classifier(release):
+        from tfgpt.export.classifier_release import prove_classifier
+
+        return prove_classifier(release, model_directory, text, report, on_progress)
     runtimes = [runtime for runtime in RUNTIMES if (release / runtime).is_dir()]
     if not runtimes:
         raise UserError(f"{release} holds none of {', '.join(RUNTIMES)}, expected a release directory")
@@ -223,18 +249,23 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
     expected = _expectation(model, held_out_tokens(model_directory, model.tokenizer, text), on_progress)
     say = on_progress or (lambda line: None)
     reports = [_check(expected, open_one(), release, model, say) for open_one in _openers(release, runtimes)]
-    for name, entry in manifest["files"].items():
-        if message := change(release, name, entry):
-            for owner in _owners(name, reports):
-                owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    manifest_breaches(release, manifest, reports)
     for measured in reports:  # what only an export measures
         recorded = manifest.get("quantization", {}).get(measured.runtime, {})
         measured.kept_in_float32 = recorded.get("kept_in_float32", [])
         measured.sensitivity = [Cost(**cost) for cost in recorded.get("sensitivity", [])]
     if report is not None:
         write_parity_report(pathlib.Path(report), reports)
-    _raise_breaches(reports)
+    raise_breaches(reports)
     return reports
+
+
+def manifest_breaches(release, manifest, reports):
+    """Adds a breach to the reports of those that read a file which is not as the manifest says."""
+    for name, entry in manifest["files"].items():
+        if message := change(release, name, entry):
+            for owner in _owners(name, reports):
+                owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
 
 
 def _owners(name, reports):
@@ -309,6 +340,9 @@ def write_manifest(release, source, reports=()):
     The parity report is not in it, for `tfgpt parity` renews it.
     """
     files = sorted(path for path in release.rglob("*") if path.is_file() and path.name not in REPORT_FILES)
+    tolerances = {kind: dataclasses.asdict(tolerance) for kind, tolerance in TOLERANCES.items()}
+    if any(isinstance(report, ClassifierReport) for report in reports):
+        tolerances = {"probability": {"limit": PROBABILITY_TOLERANCE, "reason": TOLERANCE_REASON}}
     manifest = {
         "tfgpt_version": __version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -320,7 +354,7 @@ def write_manifest(release, source, reports=()):
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in EXPORTERS},
         },
-        "tolerances": {kind: dataclasses.asdict(tolerance) for kind, tolerance in TOLERANCES.items()},
+        "tolerances": tolerances,
         "quantization": {
             report.runtime: {
                 "kept_in_float32": report.kept_in_float32,

@@ -43,21 +43,21 @@ class TokenSignatures:
         self.window = model.backbone.max_sequence_length
         self.stop_token_ids = tf.constant(list(stop_token_ids), tf.int32)
         # Functions that the signatures share, so that the model's graph is made and stored twice, not eight times.
-        self._read = _function(
+        self._read = signature_function(
             self._read_tokens, {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
         )
-        self._decode = _function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
+        self._decode = signature_function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
 
     def functions(self):
         """Name → `tf.function`, the default among them."""
         step_inputs = {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
         functions = {
-            "generate": _function(self.generate, {**TOKENS, **SETTINGS}),
-            "continue_tokens": _function(self.continue_tokens, DECODE_SIGNATURE),
-            "score_tokens": _function(self.score_tokens, TOKENS),
-            "logits": _function(self.logits, {"token_ids": TOKENS["token_ids"]}),
-            "prefill": _function(self.prefill, TOKENS),
-            "decode_step": _function(self.decode_step, step_inputs),
+            "generate": signature_function(self.generate, {**TOKENS, **SETTINGS}),
+            "continue_tokens": signature_function(self.continue_tokens, DECODE_SIGNATURE),
+            "score_tokens": signature_function(self.score_tokens, TOKENS),
+            "logits": signature_function(self.logits, {"token_ids": TOKENS["token_ids"]}),
+            "prefill": signature_function(self.prefill, TOKENS),
+            "decode_step": signature_function(self.decode_step, step_inputs),
         }
         return {SERVE_DEFAULT: functions["logits"], **functions}
 
@@ -250,15 +250,15 @@ class TextSignatures(TokenSignatures):
     def __init__(self, model, tokenizer, settings, end_token_id=None):
         super().__init__(model, settings.stop_token_ids)
         self.tokenizer, self.settings, self.end_token_id = tokenizer, settings, end_token_id
-        self._encode = _function(self._encode_text, {"text": TEXT})
+        self._encode = signature_function(self._encode_text, {"text": TEXT})
 
     def functions(self):
         return {
             **super().functions(),
-            SERVE_DEFAULT: _function(self.complete, {"text": TEXT}),
-            "generate_text": _function(self.generate_text, {"text": TEXT, **SETTINGS}),
-            "score": _function(self.score, {"text": TEXT}),
-            "embed": _function(self.embed, {"text": TEXT}),
+            SERVE_DEFAULT: signature_function(self.complete, {"text": TEXT}),
+            "generate_text": signature_function(self.generate_text, {"text": TEXT, **SETTINGS}),
+            "score": signature_function(self.score, {"text": TEXT}),
+            "embed": signature_function(self.embed, {"text": TEXT}),
         }
 
     def complete(self, text):
@@ -371,7 +371,7 @@ def pad_rows_left(token_ids, padding_mask):
     return tf.gather(token_ids, order, batch_dims=1), tf.gather(padding_mask, order, batch_dims=1)
 
 
-def _function(method, inputs):
+def signature_function(method, inputs):
     """A `tf.function` that takes tensors in the order of `inputs`, name → `tf.TensorSpec`."""
 
     @tf.function(input_signature=list(inputs.values()), autograph=False)

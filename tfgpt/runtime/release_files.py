@@ -11,8 +11,12 @@ from tfgpt.errors import UserError
 SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
 
 
-def read_release_config(release):
+def read_release_config(release, sizes=SIZES):
     """The contents of a release directory's config.json.
+
+    Args:
+        release: its path.
+        sizes: keys that it must have with an integer.
 
     Raises:
         UserError: if there is none.
@@ -24,7 +28,7 @@ def read_release_config(release):
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as JSON, expected a release directory that has it: {error}") from error
-    for key in SIZES:
+    for key in sizes:
         if not isinstance(config.get(key), int):
             raise UserError(f"{path} has {key} {config.get(key)!r}, expected an integer")
     return config

@@ -77,6 +77,8 @@ class Classification(Task):
         tokenizer.save(directory / "training" / "tokenizer")
         remembered = {"labels": labels, "files": self._checksums()}
         write_text(directory / "training" / "data.json", json.dumps(remembered, indent=2) + "\n")
+        held_out = [json.dumps({"text": one.text, "label": one.label}, ensure_ascii=False) for one in validation]
+        write_text(directory / "training" / "validation.jsonl", "\n".join(held_out) + "\n")  # which an export checks by
         write_text(directory / "training" / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         return model
 
