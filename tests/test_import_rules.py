@@ -39,7 +39,7 @@ EXCEPTIONS = {
     # Users expect `model.generate("...")` on the model.
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.generate", "generation"),
     # The tokenizer comes with the model directory, so that a loaded model takes and gives text.
-    ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
+    ("tfgpt.models.gpt2.model_directory", "read_tokenizer", "text"),
     # The same two of the encoder–decoder Transformer.
     ("tfgpt.models.encoder_decoder.transformer", "EncoderDecoderTransformer.translate", "generation"),
     ("tfgpt.models.encoder_decoder.model_directory", "read_tokenizer", "text"),

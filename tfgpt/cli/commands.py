@@ -210,17 +210,31 @@ def _stream(runner, tokenizer, prompt, settings):
     return text
 
 
-def evaluate(model: str, data: list[str], stride: int | None = None, json: str | None = None):
-    """Measure loss, perplexity, bits per byte and accuracy of a model on text.
+def evaluate(
+    model: str,
+    data: list[str],
+    stride: int | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    truncate: bool = False,
+    json: str | None = None,
+):
+    """Measure loss, perplexity, bits per byte and accuracy of a model on text; of a classifier, metrics by class.
 
     Args:
         model: a model directory.
-        data: files, folders, globs, or "stdlib".
+        data: files, folders, globs, or "stdlib"; of a classifier, .tsv, .csv or .jsonl files.
         stride: tokens between the windows that slide over the text; by default half a window.
+        text_column: of a classifier's files, as in `tfgpt train --task classification`.
+        label_column: the same.
+        truncate: the same.
         json: also write the figures to this file.
     """
+    from tfgpt.cli.classification import holds_classifier, run_evaluate
     from tfgpt.cli.progress import show_fraction
 
+    if holds_classifier(model):
+        return write_json(json, run_evaluate(model, list(data), text_column, label_column, truncate))
     import_tensorflow()
     from tfgpt.models import GPT2CausalLM
     from tfgpt.text import read_documents
