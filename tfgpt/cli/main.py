@@ -8,9 +8,10 @@ import sys
 
 import jsonargparse
 
-from tfgpt.cli import commands, release_commands
+from tfgpt.cli import commands, release_commands, serve_command
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
+from tfgpt.server.config import ServerConfig
 from tfgpt.training.run_config import RunConfig
 from tfgpt.version import __version__
 
@@ -28,8 +29,12 @@ COMMANDS = {
     release_commands.publish: ("release", "models"),
     release_commands.rollback: ("base_path",),
     release_commands.convert: ("source", "destination"),
+    serve_command.serve: ("release",),
     commands.demo: (),
 }
+
+# Commands whose options are the fields of a dataclass.
+FIELDS = {commands.train: RunConfig, serve_command.serve: ServerConfig}
 
 
 def main(arguments=None):
@@ -79,8 +84,8 @@ def build_parser():
         summary = function.__doc__.strip().splitlines()[0]
         subparser = _Parser(description=summary)
         subparser.add_argument("--config", action="config", help="a YAML file with any of these options")
-        if function is commands.train:
-            add_arguments(subparser, RunConfig)
+        if function in FIELDS:
+            add_arguments(subparser, FIELDS[function])
         add_arguments(subparser, function, positional)
         parser.subparsers.append(subparser)
         subcommands.add_subcommand(function.__name__, subparser, help=summary)
