@@ -101,7 +101,7 @@ def open_client(address, **options):
 
 
 class ServingClient:
-    """What both protocols have in common. One connection, or a few, are kept and used again; threads may share a client.
+    """What both protocols have in common. Connections are kept and used again; threads may share a client.
 
     A call that finds the server unavailable (HTTP 503, gRPC UNAVAILABLE, no connection) is tried again after a pause
     that doubles from time to time and of which a random part is waited ("full jitter"), so that clients who fail

@@ -15,7 +15,7 @@ from tfgpt.server.status import RequestError, invalid
 
 # Integers from which on a floating-point number cannot tell each from its neighbour.
 EXACT = {"DT_FLOAT": 2**24 - 1, "DT_DOUBLE": 2**53 - 1}
-FLOATS = {"DT_FLOAT": np.finfo(np.float32).max, "DT_DOUBLE": np.finfo(np.float64).max}
+FLOATS = {"DT_FLOAT": float(np.finfo(np.float32).max), "DT_DOUBLE": float(np.finfo(np.float64).max)}
 INTEGERS = {  # the range that JSON may have; narrower types wrap around, as in the server
     "DT_INT8": (-(2**31), 2**31),
     "DT_UINT8": (-(2**31), 2**31),

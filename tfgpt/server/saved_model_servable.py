@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import threading
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
@@ -63,11 +64,14 @@ class SavedModelServable:
         names = tuple(sorted(inputs))
         call = self._callable(signature, names, tuple(outputs))
         try:
-            return dict(zip(outputs, call(*(inputs[name] for name in names)), strict=True))
+            found = call(*(inputs[name] for name in names))
         except tf.errors.OpError as error:
             raise RequestError(NAMES.get(error.error_code, "UNKNOWN"), error.message) from error
         except (TypeError, ValueError) as error:  # what TensorFlow's Python says of arrays that it cannot convert
             raise invalid(str(error)) from error
+        # A string without a shape comes as bytes.
+        arrays = (np.array(one, object) if isinstance(one, bytes) else np.asarray(one) for one in found)
+        return dict(zip(outputs, arrays, strict=True))
 
     def close(self):
         """Gives its memory back."""
