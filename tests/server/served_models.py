@@ -41,6 +41,9 @@ class Types(tf.Module):
         return tf.function(lambda x: {"y": tf.identity(x)}, input_signature=[tf.TensorSpec(None, dtype, name="x")])
 
 
+WEIGHTS = tf.constant([[0.5, 0.25]])
+
+
 class Greeting(tf.Module):
     """Several inputs and outputs, one of them of raw bytes, one input with a default."""
 
@@ -51,7 +54,7 @@ class Greeting(tf.Module):
             tf.TensorSpec([None, None], tf.float32, name="weights"),
         ]
     )
-    def predict(self, name, times, weights=tf.constant([[0.5, 0.25]])):
+    def predict(self, name, times, weights=WEIGHTS):
         with tf.control_dependencies([tf.debugging.assert_positive(times, "times must be positive")]):
             greeting = tf.strings.join(["hello ", name])
         return {"greeting": greeting, "name_bytes": name, "sums": tf.reduce_sum(weights, 1), "times": times}

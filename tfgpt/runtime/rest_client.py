@@ -41,7 +41,6 @@ class RestClient(ServingClient):
     def __init__(self, address, **options):
         super().__init__(address, **options)
         self._session = requests.Session()
-        self._session.verify = self.ca_file or True
         # As `auth`, since a plain header gives way to what a .netrc file says of the host.
         self._session.auth = self._authorize
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=64)
@@ -108,9 +107,11 @@ class RestClient(ServingClient):
 
     def _ask_once(self, method, url, data, seconds):
         end = time.monotonic() + seconds
-        headers = {"Content-Type": "application/json"}
+        options = {"headers": {"Content-Type": "application/json"}, "timeout": seconds, "stream": True}
+        if self.ca_file is not None:
+            options["verify"] = str(self.ca_file)  # here, since the session's gives way to REQUESTS_CA_BUNDLE
         try:
-            with self._session.request(method, url, data=data, headers=headers, timeout=seconds, stream=True) as answer:
+            with self._session.request(method, url, data=data, **options) as answer:
                 content = self._read(answer, end)
         except requests.exceptions.SSLError as error:
             raise self._refused("PERMISSION_DENIED", f"no secure connection: {_innermost(error)}") from error

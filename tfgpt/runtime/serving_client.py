@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import random
 import re
 import time
@@ -121,6 +122,8 @@ class ServingClient:
         self.ca_file, self.token = ca_file, token
         if not deadline > 0:
             raise UserError(f"the deadline is {deadline} seconds, expected a number above 0")
+        if ca_file is not None and not pathlib.Path(ca_file).is_file():
+            raise UserError(f"{ca_file} does not exist, expected a file of certificates")
 
     def predict(self, inputs, signature="serving_default", outputs=()):
         """Runs a signature.
