@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.server.conftest import send
+from tests.server.served_models import add_version
 from tests.server.test_grpc import predict_request
 from tfgpt.errors import UserError
 from tfgpt.runtime.serving_client import ServingError, open_client
@@ -282,3 +283,33 @@ def test_it_is_not_ready_while_it_drains(start_server, models_folder):
         assert send(server, "GET", "/readyz")[0] == 200
         server._stopping.set()
         assert send(server, "GET", "/readyz")[0] == 503 and send(server, "GET", "/healthz")[0] == 200
+
+
+def test_a_new_version_under_load(start_server, models_folder, tmp_path):
+    """Dropped in while clients ask: every request is answered by a version that is whole, in the end by the new one."""
+    base_path, stop, seen, wrong = tmp_path / "scale", threading.Event(), set(), []
+    base_path.mkdir()
+    add_version(models_folder / "scale" / "1", base_path / "1")
+    with start_server(model_base_path=str(base_path), model_name="scale", file_system_poll_wait_seconds=0.05) as server:
+
+        def client():
+            while not stop.is_set():
+                status, content, _ = send(server, "POST", "/v1/models/scale:predict", BODY)
+                if status == 200 and content["predictions"] in ([4.0], [5.0]):
+                    seen.add(content["predictions"][0])
+                else:
+                    wrong.append(content)
+
+        threads = [threading.Thread(target=client) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while 4.0 not in seen and not wrong:
+            time.sleep(0.01)
+        add_version(models_folder / "scale" / "2", base_path / "2")
+        while 5.0 not in seen and not wrong:
+            time.sleep(0.01)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong and send(server, "GET", "/v1/models/scale/versions/1")[1]["model_version_status"]
+        assert send(server, "POST", "/v1/models/scale:predict", BODY)[1] == {"predictions": [5.0]}

@@ -20,9 +20,11 @@ def start_logging(level="info", stream=None):
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("uvicorn", "tensorflow", "grpc", "asyncio"):
+    for name in ("uvicorn", "grpc", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("tensorflow").propagate = False  # it prints on its own
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.setLevel(logging.ERROR)  # it calls sessions deprecated, which its own server runs
+    tensorflow.propagate = False  # and prints by itself
 
 
 def request_id(given):
