@@ -200,6 +200,13 @@ def test_logs_are_lines_of_json():
         ({"model_config_file": "{models}/scale/1/saved_model.pb"}, "expected"),
         ({"model_base_path": "{models}/scale", "tls_key": "x"}, "expected both or neither"),
         ({"model_base_path": "{models}/scale", "batching_parameters_file": "x"}, "expected both or neither"),
+        (
+            {"model_base_path": "{models}/scale", "tls_key": "{models}/models.config", "tls_certificate": "x"},
+            "cannot be used",
+        ),
+        ({"model_base_path": "{models}/scale", "rest_port": 70000}, "expected 0 to 65535"),
+        ({"model_base_path": "{models}/scale", "request_threads": 0}, "expected at least 1"),
+        ({"model_base_path": "{models}/scale", "drain_seconds": -1.0}, "expected 0 or more"),
         ({"model_base_path": "{models}/scale", "rest_port": "{port}"}, "expected a free port"),
         ({"model_base_path": "{models}/scale", "grpc_port": "{port}"}, "expected a free port"),
     ],
@@ -209,7 +216,11 @@ def test_what_cannot_be_served_is_one_sentence(models_folder, fields, message):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         filled = {
-            name: taken.getsockname()[1] if value == "{port}" else value.format(models=models_folder)
+            name: taken.getsockname()[1]
+            if value == "{port}"
+            else value
+            if not isinstance(value, str)
+            else value.format(models=models_folder)
             for name, value in fields.items()
         }
         with pytest.raises(UserError, match=message) as error:

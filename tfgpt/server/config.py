@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from tfgpt.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -50,3 +52,19 @@ class ServerConfig:
     request_threads: int = 64
     threads: int = 0
     drain_seconds: float = 60.0
+
+    def __post_init__(self):
+        for name in ("rest_port", "grpc_port"):
+            if not 0 <= getattr(self, name) < 2**16:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 to {2**16 - 1}")
+        for name in ("max_body_bytes", "request_threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in (
+            "model_config_file_poll_wait_seconds",
+            "file_system_poll_wait_seconds",
+            "drain_seconds",
+            "threads",
+        ):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")

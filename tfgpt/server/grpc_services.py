@@ -17,6 +17,7 @@ from tfgpt.server.metrics import METRICS
 from tfgpt.server.status import RequestError, invalid
 
 LOGGER = logging.getLogger(__name__)
+MOST_DETAILS = 2000  # bytes
 RELOAD = ("ModelService", "ReloadConfigRequest", "ReloadConfigResponse")
 
 
@@ -82,7 +83,9 @@ class GrpcServices:
                 self._log(method, model, code, time.monotonic() - start, context)
                 REQUEST_ID.reset(token)
             # Details travel in a header, which is best kept short and has no place for what is no text.
-            context.abort(grpc.StatusCode[code], text.encode("utf-8", "replace").decode("utf-8")[:4000])
+            context.abort(
+                grpc.StatusCode[code], text.encode("utf-8", "replace")[:MOST_DETAILS].decode("utf-8", "ignore")
+            )
 
         return handle
 

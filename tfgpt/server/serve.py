@@ -7,6 +7,7 @@ import logging
 import pathlib
 import signal
 import socket
+import ssl
 import threading
 import time
 
@@ -84,15 +85,19 @@ class Server:
         LOGGER.info("stopped")
 
     def run(self):
-        """Serves until SIGTERM or Ctrl-C; a second signal ends it at once."""
+        """Serves until SIGTERM or Ctrl-C; a second signal ends it at once, as `KeyboardInterrupt`."""
         signalled = threading.Event()
-        before = {one: signal.signal(one, lambda *_: signalled.set()) for one in SIGNALS}
+
+        def on_signal(*_):
+            if signalled.is_set():
+                raise KeyboardInterrupt
+            signalled.set()
+
+        before = {one: signal.signal(one, on_signal) for one in SIGNALS}
         try:
             self.start()
             while not signalled.wait(1.0) and self._rest_thread.is_alive():
                 pass
-            for one in SIGNALS:
-                signal.signal(one, signal.SIG_DFL)
             self.stop()
         finally:
             for one, handler in before.items():
@@ -143,9 +148,13 @@ class Server:
         if None in files:
             raise UserError("of tls_certificate and tls_key one is given, expected both or neither")
         try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(files[1], files[0])
             return grpc.ssl_server_credentials([tuple(pathlib.Path(file).read_bytes() for file in files)])
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be read, expected a PEM file: {error.strerror}") from error
+        except OSError as error:  # of which ssl's errors are some
+            reason = error.strerror or error
+            raise UserError(
+                f"{files[1]} and {files[0]} cannot be used, expected a certificate and its key: {reason}"
+            ) from error
 
     def _start_grpc(self):
         services = GrpcServices(self._predictor, self._access, self.config.max_body_bytes, self.config.request_threads)
