@@ -14,6 +14,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
+# Tests of a file share fixtures that take long to make; more processes than four would want much memory.
+PARALLEL = --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 # Environments. The stamp is touched last, so that an interrupted installation is taken up again.
 
 .venv/.installed: setup.py tfgpt/version.py requirements.lock
@@ -42,14 +45,14 @@ demo: .venv/.installed ## train, export and check a small model, into build/demo
 	.venv/bin/tfgpt demo --out build/demo
 
 test: .venv/.installed ## run the tests and the examples in docstrings
-	.venv/bin/python -m pytest -q -m "not interop and not slow"
+	.venv/bin/python -m pytest -q -m "not interop and not slow" $(PARALLEL)
 
 test-resume: .venv/.installed ## kill a run 20 times at random points: every resume must be bit-exact (5 minutes)
 	PYTHONPATH=. .venv/bin/python tests/resume/kill_and_resume.py $(SEED)
 
 test-interop: .venv/.installed .venv-interop/.installed .venv-neighbours/.installed
 test-interop: tests/neighbours/node_modules/.installed ## run the tests against other people's libraries, and slow ones
-	.venv-interop/bin/python -m pytest -q -m "interop or slow" --ignore=tests/neighbours
+	.venv-interop/bin/python -m pytest -q -m "interop or slow" $(PARALLEL) --ignore=tests/neighbours
 	.venv-neighbours/bin/python -m pytest -q tests/neighbours
 
 lint: .venv/.installed ## check style and formatting

@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "rich>=13.9",
     "PyYAML>=6.0.2",
     "tensorflow-serving-api>=2.19",
+    "sacrebleu>=2.4",
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 TORCH = ["torch>=2.13"]
@@ -36,9 +37,17 @@ EXTRAS = {
     "plots": PLOTS,
     "torch": TORCH,
     "wandb": ["wandb>=0.31"],
-    "test": ["pytest>=8.3", "hypothesis>=6.150", "ruff>=0.12", "kubernetes-validate>=1.31", *PLOTS],
+    "test": [
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.150",
+        "ruff>=0.12",
+        "kubernetes-validate>=1.31",
+        "scikit-learn>=1.5",
+        *PLOTS,
+    ],
     "interop": INTEROP,
-    "bench": [*INTEROP, *PLOTS],
+    "bench": [*INTEROP, "scikit-learn>=1.5", *PLOTS],
     "serving": ["grpcio>=1.74"],
 }
 

@@ -32,8 +32,7 @@ class Shape:
         tokens: T of a row.
         steps: in a timed block.
         blocks: timed, in each process.
-        execution: steps in one call of a compiled function, where a trainer has such; what `tfgpt train` has by default
-            for a run of `steps` steps.
+        execution: steps in one call of tfgpt's compiled function, as `tfgpt train` has by default for a run of `steps`.
     """
 
     vocabulary: int
@@ -98,8 +97,11 @@ def torch(shape, compiled, bfloat16):
     return train
 
 
-def keras_hub(shape, jit_compile, policy):
-    """keras-hub's model by Keras' `fit`, its step a graph or compiled by XLA."""
+def keras_hub(shape, jit_compile, policy, several_steps=False):
+    """keras-hub's model by Keras' `fit`, its step a graph or compiled by XLA.
+
+    `fit` takes one step in a call by default; with `several_steps` it takes as many as tfgpt does.
+    """
     import keras
     from keras_hub import models
 
@@ -121,7 +123,7 @@ def keras_hub(shape, jit_compile, policy):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[],
         jit_compile=jit_compile,
-        steps_per_execution=shape.execution,
+        steps_per_execution=shape.execution if several_steps else 1,
     )
     return fit(model, lambda token_ids: {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)})
 
@@ -134,8 +136,8 @@ def tfgpt(shape, compile="auto", precision="auto", recompute=False):
     import keras
 
     from tfgpt.models.gpt2 import preset_config
+    from tfgpt.training.language_modeling import make_model
     from tfgpt.training.run_config import RunConfig
-    from tfgpt.training.trainer import make_model
 
     keras.utils.set_random_seed(0)
     beta_1, beta_2 = BETAS

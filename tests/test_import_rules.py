@@ -35,7 +35,7 @@ KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 TENSORFLOW_ENGINES = {"tfgpt.runtime.saved_model", "tfgpt.server.saved_model_servable"}
 
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
-LIGHT = {"tfgpt.training.run_config", "tfgpt.server.config"}
+LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks", "tfgpt.server.config"}
 
 # (module, function, room): imports against the table, lazy and in that function alone.
 EXCEPTIONS = {

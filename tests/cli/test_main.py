@@ -175,6 +175,8 @@ def test_parity_of_another_model_fails_with_exit_code_1(onnx_release, model, tmp
     "arguments, expected",
     [
         (["train", "--data", "a", "--out", "b", "--lerning_rate", "1"], "did you mean 'learning_rate'?"),
+        (["train", "--task", "knitting", "--out", "b"], "task is 'knitting', expected one of language_modeling"),
+        (["train", "--task=knitting", "--out", "b"], "task is 'knitting', expected one of language_modeling"),
         (["train", "--data", "a", "--out", "b", "--steps", "many"], "steps"),
         (["train", "--out", "b"], "data"),
         (["trian"], "trian"),
@@ -190,6 +192,12 @@ def test_parity_of_another_model_fails_with_exit_code_1(onnx_release, model, tmp
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, expected):
     assert expected in failure(capsys, *arguments)
+
+
+def test_the_task_of_a_config_file_is_heeded(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("task: knitting\n")
+    line = failure(capsys, "train", "--config", tmp_path / "run.yaml", "--out", "b")
+    assert "task is 'knitting', expected one of language_modeling" in line
 
 
 def test_a_typo_in_a_config_file_names_the_nearest_option(capsys, tmp_path):

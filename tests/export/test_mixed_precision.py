@@ -11,7 +11,8 @@ import safetensors.numpy
 from tfgpt.export import export_release
 from tfgpt.models.gpt2 import preset_config
 from tfgpt.text import BytePairTokenizer
-from tfgpt.training.trainer import make_model, train
+from tfgpt.training.language_modeling import make_model
+from tfgpt.training.trainer import train
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])

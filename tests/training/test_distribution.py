@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from tfgpt.errors import UserError
 from tfgpt.training.distribution import Distribution, check_compile
-from tfgpt.training.run_config import STRATEGIES, RunConfig
+from tfgpt.training.fit_config import STRATEGIES
+from tfgpt.training.run_config import RunConfig
 
 TWO = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
 

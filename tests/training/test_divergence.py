@@ -5,7 +5,7 @@ import pytest
 
 from tfgpt.errors import UserError
 from tfgpt.models import GPT2CausalLM
-from tfgpt.training import trainer
+from tfgpt.training import language_modeling
 from tfgpt.training.divergence import first_nonfinite_layer
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.trainer import RunObserver, train
@@ -67,14 +67,14 @@ def test_the_rows_are_those_that_are_not_finite(model):
 
 
 def test_a_run_names_the_layer_that_went_first(tmp_path, monkeypatch):
-    make_model = trainer.make_model
+    make_model = language_modeling.make_model
 
     def planted(*arguments):
         model = make_model(*arguments)
         plant(model, model.backbone.blocks[1].feed_forward.sublayer.output_dense)
         return model
 
-    monkeypatch.setattr(trainer, "make_model", planted)
+    monkeypatch.setattr(language_modeling, "make_model", planted)
     with pytest.raises(UserError) as error:
         train(config(tmp_path))
     expected = (
@@ -102,8 +102,8 @@ def test_the_step_is_found_by_taking_those_before_it_again(tmp_path):
 
 
 def test_what_does_not_happen_again_is_said_so(tmp_path, monkeypatch):
-    models, make_model = [], trainer.make_model
-    monkeypatch.setattr(trainer, "make_model", lambda *a: models.append(make_model(*a)) or models[-1])
+    models, make_model = [], language_modeling.make_model
+    monkeypatch.setattr(language_modeling, "make_model", lambda *a: models.append(make_model(*a)) or models[-1])
 
     class Vandal(RunObserver):
         def row(self, row):

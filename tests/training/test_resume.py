@@ -340,7 +340,7 @@ def test_early_stopping_goes_on_waiting():
         stop_training = False
 
     def waits(losses, state=None):
-        callback = EarlyStopping(patience=2)
+        callback = EarlyStopping(patience=2, score=lambda logs: logs["val_loss"])
         callback.set_model(Model())
         if state:
             callback.restore(json.loads(json.dumps(state)), 0)
@@ -348,7 +348,7 @@ def test_early_stopping_goes_on_waiting():
             callback.on_epoch_end(0, {"loss": 1.0} if loss is None else {"val_loss": loss})
         return callback
 
-    assert waits([3.0, None, 2.0, 2.5]).state() == {"best_loss": 2.0, "waited": 1}
+    assert waits([3.0, None, 2.0, 2.5]).state() == {"best_score": 2.0, "waited": 1}
     assert not waits([3.0, 2.0, 2.5, 1.9, 1.95]).stopped
     first = waits([3.0, 2.0, 2.5])
     assert not first.stopped and not first.model.stop_training
@@ -356,7 +356,7 @@ def test_early_stopping_goes_on_waiting():
     assert second.stopped and second.model.stop_training
     assert not waits([1.9, 2.0], first.state()).stopped
     assert waits([], second.state()).stopped  # ended after its checkpoint
-    assert waits([]).state() == {"best_loss": None, "waited": 0}
+    assert waits([]).state() == {"best_score": None, "waited": 0}
 
 
 def test_rows_that_were_written_in_part_are_left_out(tmp_path):

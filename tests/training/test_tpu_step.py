@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfgpt.text import CharacterTokenizer
 from tfgpt.training.distributed_fit import distributed_model_class
+from tfgpt.training.language_modeling import make_model
 from tfgpt.training.run_config import RunConfig
-from tfgpt.training.trainer import make_model
 
 B, T = 4, 16
 

@@ -133,7 +133,7 @@ def test_mixed_precision_trains(text_file, tmp_path, precision):
 
 def test_float16_scales_its_loss(text_file, tmp_path):
     from tfgpt.text import CharacterTokenizer
-    from tfgpt.training.trainer import make_model
+    from tfgpt.training.language_modeling import make_model
 
     config = small(text_file, tmp_path, precision="mixed_float16")
     tokenizer = CharacterTokenizer.train([TEXT])

@@ -18,9 +18,12 @@ def add_arguments(parser, function, positional=()):
         positional: names of the parameters that go without a dash.
     """
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    # A dataclass describes its own fields, and its base class those that it inherits.
+    documented = reversed(function.__mro__[:-1]) if inspect.isclass(function) else [function]
     helps = {
         p.arg_name: p.description
-        for p in docstring_parser.parse(function.__doc__, docstring_parser.Style.GOOGLE).params
+        for one in documented
+        for p in docstring_parser.parse(one.__doc__, docstring_parser.Style.GOOGLE).params
     }
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

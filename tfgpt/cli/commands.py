@@ -8,17 +8,17 @@ import pathlib
 from tfgpt.cli.figures import write_json
 from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
-from tfgpt.training.run_config import RunConfig
+from tfgpt.training.tasks import TASKS
 
 
 def train(json: str | None = None, **run):
-    """Train a GPT-2 on text and write a model directory.
+    """Train a model and write a model directory: a GPT-2 on text, or what --task says.
 
     Args:
         json: also write the final figures to this file.
-        **run: the fields of `RunConfig`.
+        **run: the fields of the task's configuration.
     """
-    config = RunConfig(**run)
+    config = TASKS[run["task"]](**run)
     from tfgpt.cli.progress import TrainingDisplay
     from tfgpt.training.cluster import Cluster
 
@@ -29,7 +29,7 @@ def train(json: str | None = None, **run):
         from tfgpt.training.trainer import train as train_model
 
         result = train_model(config, display)
-    display.summary(result)
+    print(*result.lines(), sep="\n")
     write_json(json, dataclasses.asdict(result))
     if result.interrupted:
         print(

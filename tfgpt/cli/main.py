@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import pathlib
 import re
 import sys
 
 import jsonargparse
+import yaml
 
 from tfgpt.cli import commands, release_commands, serve_command
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.server.config import ServerConfig
-from tfgpt.training.run_config import RunConfig
+from tfgpt.training.tasks import TASKS
 from tfgpt.version import __version__
+
+DEFAULT_TASK = next(iter(TASKS))
 
 # Each command and the arguments that go without a dash.
 COMMANDS = {
@@ -33,15 +37,17 @@ COMMANDS = {
     commands.demo: (),
 }
 
-# Commands whose options are the fields of a dataclass.
-FIELDS = {commands.train: RunConfig, serve_command.serve: ServerConfig}
-
 
 def main(arguments=None):
     """Runs `tfgpt`; returns the exit code: 0, 1 for a failed parity check or a lost worker, 2 for bad input, 130 for
     Ctrl-C, 143 for SIGTERM while training."""
     arguments, launched = _split_launched(sys.argv[1:] if arguments is None else arguments)
-    chosen = build_parser().parse_args(arguments)
+    try:
+        parser = build_parser(_task(arguments))
+    except UserError as error:
+        print(f"tfgpt: {error}", file=sys.stderr)
+        return 2
+    chosen = parser.parse_args(arguments)
     function = next(command for command in COMMANDS if command.__name__ == chosen.command)
     options = chosen[chosen.command].as_dict()
     options.pop("config", None)
@@ -72,8 +78,36 @@ def _split_launched(arguments):
     return arguments[:end], arguments[end + 1 :]
 
 
-def build_parser():
-    """The parser: a subcommand for each function of `COMMANDS`, whose signature is its command line."""
+def _task(arguments):
+    """The task that `tfgpt train` is to have, whose options the parser then has: of --task, or of the --config file."""
+    task = DEFAULT_TASK
+    if arguments[:1] == ["train"]:
+        named = {}
+        for option, value in zip(arguments, [*arguments[1:], None]):
+            name, equals, rest = option.partition("=")
+            if name in ("--task", "--config"):
+                named[name] = rest if equals else value
+        task = named.get("--task") or _task_of_file(named.get("--config")) or task
+        if task not in TASKS:
+            raise UserError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
+    return task
+
+
+def _task_of_file(path):
+    """The task in a YAML file; None without one, and where the parser is going to object to the file."""
+    try:
+        settings = yaml.safe_load(pathlib.Path(path or "").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return settings.get("task") if isinstance(settings, dict) else None
+
+
+def build_parser(task=DEFAULT_TASK):
+    """The parser: a subcommand for each function of `COMMANDS`, whose signature is its command line.
+
+    Args:
+        task: whose configuration the options of `train` are.
+    """
     parser = _Parser(
         prog="tfgpt",
         description="Transformer language models in Keras: train, export, prove the export is the model, generate.",
@@ -84,8 +118,10 @@ def build_parser():
         summary = function.__doc__.strip().splitlines()[0]
         subparser = _Parser(description=summary)
         subparser.add_argument("--config", action="config", help="a YAML file with any of these options")
-        if function in FIELDS:
-            add_arguments(subparser, FIELDS[function])
+        if function is commands.train:
+            add_arguments(subparser, TASKS[task])
+        if function is serve_command.serve:
+            add_arguments(subparser, ServerConfig)
         add_arguments(subparser, function, positional)
         parser.subparsers.append(subparser)
         subcommands.add_subcommand(function.__name__, subparser, help=summary)

@@ -49,8 +49,8 @@ class TrainingDisplay:
     def begin(self, config, parameters):
         self._status.stop()
         STDERR.print(
-            f"{parameters:,} parameters; {config.steps} steps of {config.batch_size} windows; {config.precision}; "
-            "the first step compiles"
+            f"{parameters:,} parameters; {config.steps} steps of {config.batch_size} {config.examples}; "
+            f"{config.precision}; the first step compiles"
         )
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -82,23 +82,6 @@ class TrainingDisplay:
     def end(self):
         if self._progress is not None:
             self._progress.stop()
-
-    def summary(self, result):
-        """Prints what the run came to."""
-        if result.samples:
-            print(result.samples[-1][1])
-            print()
-        print(
-            f"validation loss {result.loss:.4f} nats a token (perplexity {result.perplexity:.3f}, "
-            f"{result.bits_per_byte:.4f} bits a byte) over the whole split, at step {result.best_step} of "
-            f"{result.steps}; {result.tokens_per_second:,.0f} tokens/s"
-        )
-        if result.utilization is not None:
-            print(
-                f"model FLOPs utilization {result.utilization:.1%} of the {result.peak / 1e9:,.0f} GFLOP/s that matrix "
-                "products reached before the run"
-            )
-        print(f"model: {result.directory}   curve: {result.directory}/training/loss.png")
 
 
 @contextlib.contextmanager

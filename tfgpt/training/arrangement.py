@@ -13,7 +13,7 @@ COMPUTE_CAPABILITY = (8, 0)  # of the first GPUs with bfloat16 units
 
 
 def arrange(config, hidden_dim):
-    """The `RunConfig` with `precision` and `compile` chosen, where they are "auto", for the strategy in scope.
+    """The `FitConfig` with `precision` and `compile` chosen, where they are "auto", for the strategy in scope.
 
     Measured in benchmarks/RESULTS.md:
 

@@ -17,7 +17,6 @@ import keras
 
 from tfgpt.atomic import atomic_directory, atomic_file, write_text
 from tfgpt.errors import UserError
-from tfgpt.models.gpt2.model_directory import write_model_files
 from tfgpt.training.averaging import averaged_weights
 from tfgpt.training.run_state import checkpoint_path, prune_checkpoints, save_state
 
@@ -40,18 +39,20 @@ class Records(keras.callbacks.Callback):
 
     Args:
         path: of the CSV file.
-        tokens_per_step: B × T.
+        tokens_per_step: B × T, of targets.
         learning_rate: a function of the step.
         on_row: functions called with each row, a dictionary with the keys `COLUMNS` and those of the measures.
         measures: of `tfgpt.training.measures`: functions of a row of training that give it more columns.
+        validation_columns: such as "validation_x", which a row of validation gets from "val_x" in the logs.
     """
 
-    def __init__(self, path, tokens_per_step, learning_rate, on_row=(), measures=()):
+    def __init__(self, path, tokens_per_step, learning_rate, on_row=(), measures=(), validation_columns=()):
         super().__init__()
         self.path, self.tokens_per_step, self.learning_rate = pathlib.Path(path), tokens_per_step, learning_rate
         self.on_row = on_row
         self.measures = measures
-        self.columns = (*COLUMNS, *(column for measure in measures for column in measure.columns))
+        self.validation_columns = validation_columns
+        self.columns = (*COLUMNS, *validation_columns, *(column for measure in measures for column in measure.columns))
         self.rows = []
         self.step = 0  # of the run
         self._seconds = 0.0  # that the run took before this process
@@ -90,7 +91,8 @@ class Records(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if logs and "val_loss" in logs:
-            self._add(step=self.step, validation_loss=logs["val_loss"])
+            own = {column: logs[column.replace("validation", "val", 1)] for column in self.validation_columns}
+            self._add(step=self.step, validation_loss=logs["val_loss"], **own)
             self._file.flush()
 
     def on_train_end(self, logs=None):
@@ -157,19 +159,21 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
         directory: the model directory; `last` is `training/last` in it.
+        write: a function of a model and a directory, into which it writes the files of a model directory.
         every: steps between checkpoints.
         keep: how many checkpoints are kept.
         callbacks: those with `state` and `restore`, by name. This callback comes after them, and after all that end a
             run.
+        score: a function of a validation's logs, of which the best weights have least.
     """
 
-    def __init__(self, directory, every, keep, callbacks):
+    def __init__(self, directory, write, every, keep, callbacks, score):
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.last = self.directory / "training" / "last"
         self.checkpoints = self.directory / "training" / "checkpoints"
-        self.every, self.keep, self.callbacks = every, keep, callbacks
-        self.best_loss = math.inf
+        self.write, self.every, self.keep, self.callbacks, self.score = write, every, keep, callbacks, score
+        self.best_score = math.inf
         self.best_step = self.step = 0
         self.newest = None  # path of the last good checkpoint
 
@@ -177,7 +181,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Goes on from the checkpoint at `path`, whose extra is `state`; to be called before `fit`."""
         self.newest = path
         self.step, self.best_step = state["step"], state["best_step"]
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         for name, callback in self.callbacks.items():
             callback.restore(state[name], self.step)
 
@@ -191,9 +195,10 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.step = (epoch + 1) * self.params["steps"]
         validated = "val_loss" in logs
-        best = validated and logs["val_loss"] < self.best_loss
+        score = self.score(logs) if validated else math.inf
+        best = score < self.best_score
         if best:
-            self.best_loss, self.best_step = logs["val_loss"], self.step
+            self.best_score, self.best_step = score, self.step
         last = self.model.stop_training or epoch + 1 == self.params["epochs"]
         if self.step % self.every == 0 or last:
             self.save_state()
@@ -206,7 +211,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Writes a checkpoint, from which `tfgpt train` goes on."""
         state = {
             "step": self.step,
-            "best_loss": None if self.best_loss == math.inf else float(self.best_loss),
+            "best_score": None if self.best_score == math.inf else float(self.best_score),
             "best_step": self.best_step,
         }
         state |= {name: callback.state() for name, callback in self.callbacks.items()}
@@ -222,28 +227,26 @@ class Checkpoints(keras.callbacks.Callback):
     def save_best(self):
         """Writes the weights of now to the model directory."""
         with averaged_weights(self.model):
-            write_model_files(self.model, self.directory)
+            self.write(self.model, self.directory)
 
     def save_last(self):
         """Writes the weights of now to `training/last`."""
         with atomic_directory(self.last, overwrite=True) as temporary:
-            write_model_files(self.model, temporary)
+            self.write(self.model, temporary)
 
 
 class Samples(keras.callbacks.Callback):
-    """Continues a prompt after each validation and keeps the texts in `samples.txt`.
+    """Takes a sample after each validation and keeps the texts in `samples.txt`.
 
     Args:
         path: of the text file.
-        prompt: a string.
-        max_new_tokens: the length of the continuation; 0 takes no samples.
-        seed: of sampling, at temperature 0.8.
+        take: a function of the model that gives a text, or None for no sample; or None for no samples.
         on_sample: functions called with the step and the text.
     """
 
-    def __init__(self, path, prompt, max_new_tokens, seed, on_sample=()):
+    def __init__(self, path, take, on_sample=()):
         super().__init__()
-        self.path, self.prompt, self.max_new_tokens, self.seed = path, prompt, max_new_tokens, seed
+        self.path, self.take = path, take
         self.on_sample = on_sample
         self.samples = []
 
@@ -254,12 +257,13 @@ class Samples(keras.callbacks.Callback):
         self.samples = [tuple(sample) for sample in state]
 
     def on_epoch_end(self, epoch, logs=None):
-        if "val_loss" not in logs or not self.max_new_tokens:
+        if "val_loss" not in logs or self.take is None:
             return
         step = (epoch + 1) * self.params["steps"]
-        settings = {"max_new_tokens": self.max_new_tokens, "temperature": 0.8, "seed": self.seed}
         with averaged_weights(self.model):
-            text = self.model.generate(self.prompt, **settings)
+            text = self.take(self.model)
+        if text is None:
+            return
         self.samples.append((step, text))
         write_text(self.path, "\n\n".join(f"=== step {step} ===\n{text}" for step, text in self.samples) + "\n")
         for function in self.on_sample:
@@ -284,12 +288,17 @@ class WeightHistograms(keras.callbacks.Callback):
 
 
 class EarlyStopping(keras.callbacks.Callback):
-    """Ends the run when the validation loss has not fallen in `patience` validations; never if that is 0."""
+    """Ends the run when a score of validations has not fallen in `patience` of them; never if that is 0.
 
-    def __init__(self, patience):
+    Args:
+        patience: validations.
+        score: a function of a validation's logs.
+    """
+
+    def __init__(self, patience, score):
         super().__init__()
-        self.patience = patience
-        self.best_loss = math.inf
+        self.patience, self.score = patience, score
+        self.best_score = math.inf
         self.waited = 0
 
     @property
@@ -298,17 +307,17 @@ class EarlyStopping(keras.callbacks.Callback):
         return self.waited >= self.patience > 0
 
     def state(self):
-        return {"best_loss": None if self.best_loss == math.inf else float(self.best_loss), "waited": self.waited}
+        return {"best_score": None if self.best_score == math.inf else float(self.best_score), "waited": self.waited}
 
     def restore(self, state, step):
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         self.waited = state["waited"]
 
     def on_epoch_end(self, epoch, logs=None):
         if "val_loss" not in logs:
             return
-        if logs["val_loss"] < self.best_loss:
-            self.best_loss, self.waited = logs["val_loss"], 0
+        if (score := self.score(logs)) < self.best_score:
+            self.best_score, self.waited = score, 0
         else:
             self.waited += 1
         if self.stopped:

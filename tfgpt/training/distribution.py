@@ -21,7 +21,7 @@ class Distribution:
     """A strategy of tf.distribute, and this process' part in it.
 
     Args:
-        name: one of `tfgpt.training.run_config.STRATEGIES` but "auto".
+        name: one of `tfgpt.training.fit_config.STRATEGIES` but "auto".
         strategy: a `tf.distribute.Strategy`; TensorFlow's default one for "one_device", which places a model on the
             GPU that there is, or else on the CPU.
         cluster: the workers.
@@ -78,7 +78,7 @@ class Distribution:
         parts = [f"{workers} workers"] if workers > 1 else []
         if replicas > workers:
             parts.append(f"{replicas // workers} devices")
-        parts.append(f"{config.batch_size // replicas} windows")
+        parts.append(f"{config.batch_size // replicas} {config.examples}")
         batch = f"global batch {config.batch_size} = {' × '.join(parts)}" if parts[1:] else f"batch {parts[0]}"
         return f"strategy {self.name}; {batch}; learning rate {config.learning_rate:g}"
 
@@ -94,7 +94,7 @@ class Distribution:
             return
         with tempfile.TemporaryDirectory(prefix="tfgpt-worker-") as directory:
             out = str(pathlib.Path(directory) / "model")
-            yield dataclasses.replace(config, out=out, overwrite=False, tensorboard=False, wandb=None, sample_tokens=0)
+            yield dataclasses.replace(config, out=out, overwrite=False, tensorboard=False, wandb=None)
 
     def dataset(self, make_dataset, batch_size):
         """A dataset of which each replica reads its own rows of the global batch.

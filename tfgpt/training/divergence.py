@@ -7,12 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.errors import UserError
-from tfgpt.text import training_windows
-from tfgpt.text.samplers import make_sampler
 from tfgpt.training.run_state import DamagedCheckpoint, restore_state
 
 
-def explain_divergence(error, model, split, config, checkpoints, observer):
+def explain_divergence(error, model, task, config, checkpoints, observer):
     """Takes the steps since the last good checkpoint again, the last ones one by one, and finds where it began.
 
     Steps before those that the loss was found in run as they did. These run eagerly, which rounds a little otherwise,
@@ -21,15 +19,14 @@ def explain_divergence(error, model, split, config, checkpoints, observer):
     Args:
         error: the `NonFiniteLoss`.
         model: the run's, whose weights this changes.
-        split: the `TokenSplit` or `TokenMixture` that it trains on.
-        config: its `RunConfig`.
+        task: its `Task`.
+        config: its `FitConfig`.
         checkpoints: its `Checkpoints`.
         observer: its `RunObserver`.
 
     Returns:
         The `UserError` to be raised instead.
     """
-    window = model.backbone.max_sequence_length
     message = str(error)
     good = f"the last good checkpoint is {checkpoints.newest}"
     if model.distribute_strategy.num_replicas_in_sync > 1:
@@ -39,13 +36,12 @@ def explain_divergence(error, model, split, config, checkpoints, observer):
         step = restore_state(checkpoints.newest, model)["step"]
     except DamagedCheckpoint as damage:
         return UserError(f"{message}; {good}, but {damage}")
-    batches = iter(training_windows(split, window, config.batch_size, config.seed, step))
+    batches = iter(task.training(step))
     for _ in range((error.first - 1 - step) // config.steps_per_execution):
         model.train_function(batches)  # not `fit`, which ends with the moving average of the weights
-    sampler = make_sampler(split, window, config.batch_size, config.seed)
     for number in range(error.first, error.last + 1):
-        batch = sampler.batch(number - 1)
-        inputs, targets = batch[:, :-1], batch[:, 1:]
+        batch = next(batches)
+        inputs = batch[0]
         try:
             found = first_nonfinite_layer(model, inputs)
         except tf.errors.OpError:  # a CPU has no eager products of float16
@@ -58,7 +54,7 @@ def explain_divergence(error, model, split, config, checkpoints, observer):
                 f"{_bad_weights(model, layer)}; {good}"
             )
         model.reset_metrics()
-        loss = float(model.train_step((tf.constant(inputs), tf.constant(targets)))["loss"])
+        loss = float(model.train_step(batch)["loss"])
         if not np.isfinite(loss):
             return UserError(f"{message}; at step {number} it was {loss} though all activations were finite; {good}")
     return UserError(f"{message}; taken again, these steps had finite activations and losses; {good}")
@@ -85,12 +81,13 @@ def first_nonfinite_layer(model, inputs):
     ('second', [1])
     """
     found = []
+    batch_size = len(keras.tree.flatten(inputs)[0])
 
     def watched(path, call):
         def wrapper(*args, **kwargs):
             outputs = call(*args, **kwargs)
             # Layers return innermost first, in the order of the computation.
-            rows = [] if found else _nonfinite_rows(outputs, len(inputs))
+            rows = [] if found else _nonfinite_rows(outputs, batch_size)
             if rows:
                 found.append((path, rows))
             return outputs

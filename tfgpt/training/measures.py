@@ -9,7 +9,7 @@ def make_measures(config, model, utilization=None):
     """The measures of a run.
 
     Args:
-        config: a `RunConfig`.
+        config: a `FitConfig`.
         model: a `TrainingCausalLM`, compiled.
         utilization: a `ModelFlopsUtilization`, where there is one.
     """

@@ -8,7 +8,7 @@ from tfgpt.training.schedules import WarmupDecay
 
 
 def make_schedule(config):
-    """The learning rate of a `RunConfig` as a function of the step."""
+    """The learning rate of a `FitConfig` as a function of the step."""
     return WarmupDecay(
         config.learning_rate,
         config.min_learning_rate,
@@ -92,7 +92,7 @@ def make_optimizer(config, variables, fused=False):
     et al. 2024, with the scale of Liu et al. 2025), all Keras'.
 
     Args:
-        config: a `RunConfig`.
+        config: a `FitConfig`.
         variables: the model's trainable variables; those of fewer than two axes are not decayed.
         fused: one compiled pass over each variable, where there is such a kernel: AdamW's.
     """

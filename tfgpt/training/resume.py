@@ -8,7 +8,6 @@ import shutil
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2.model_directory import read_json
 from tfgpt.text import TokenShards, load_tokenizer
-from tfgpt.training.run_config import RunConfig
 from tfgpt.training.run_data import PreparedData
 from tfgpt.training.run_state import list_checkpoints
 
@@ -99,7 +98,7 @@ def _is_finished(training):
 
 def _check_config(config, path):
     stored = read_json(path)
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, value in dataclasses.asdict(config).items():
         # A field that is newer than the run had its default in it.
         expected = stored.get(name, defaults[name])

@@ -23,38 +23,40 @@ class RunCallbacks:
     """The callbacks of a run, in their order.
 
     Args:
-        config: a `RunConfig`.
+        config: a `FitConfig`, arranged.
+        task: its `Task`, begun.
         model: compiled.
-        prompt: for samples, where the configuration has none.
         observer: a `RunObserver`.
         distribution: a `Distribution`.
         utilization: a `ModelFlopsUtilization`, or None.
     """
 
-    def __init__(self, config, model, prompt, observer, distribution, utilization=None):
+    def __init__(self, config, task, model, observer, distribution, utilization=None):
         directory = pathlib.Path(config.out)
         training, schedule = directory / "training", make_schedule(config)
         self.distribution = distribution
         self.loggers = make_loggers(config, training)
         self.records = Records(
             training / "metrics.csv",
-            config.batch_size * model.backbone.max_sequence_length,
+            task.tokens_per_step,
             lambda step: float(schedule(step)),
             on_row=[observer.row, *(logger.add_row for logger in self.loggers)],
             measures=make_measures(config, model, utilization),
+            validation_columns=task.validation_columns,
         )
-        self.interrupt, self.stopping = StopOnInterrupt(), EarlyStopping(config.patience)
+        self.interrupt, self.stopping = StopOnInterrupt(), EarlyStopping(config.patience, task.score)
         self.samples = Samples(
             training / "samples.txt",
-            config.sample_prompt or prompt,
-            config.sample_tokens,
-            config.seed,
+            task.sample if distribution.chief else None,
             on_sample=[observer.sample, *(logger.add_sample for logger in self.loggers)],
         )
         self.histograms = WeightHistograms([logger.add_weights for logger in self.loggers if config.log_gradients])
         remembered = {"records": self.records, "samples": self.samples, "early_stopping": self.stopping}
-        remembered |= {type(m).__name__: m for m in self.records.measures if hasattr(m, "state")}
-        self.checkpoints = Checkpoints(directory, config.checkpoint_every, config.keep_checkpoints, remembered)
+        self.own = task.callbacks(model, observer)
+        remembered |= {type(c).__name__: c for c in (*self.records.measures, *self.own) if hasattr(c, "state")}
+        self.checkpoints = Checkpoints(
+            directory, task.write, config.checkpoint_every, config.keep_checkpoints, remembered, task.score
+        )
 
     def restore(self, model, on_note):
         """Has the chief's model and callbacks go on from its newest whole checkpoint.
@@ -74,9 +76,10 @@ class RunCallbacks:
         return self.records.step
 
     def in_order(self):
-        """As `fit` calls them: the average is in the model when validation begins, and checkpoints come when the others
-        have done what they remember, and workers have agreed on an end."""
-        callbacks = [AveragedValidation(), self.records, self.interrupt, self.samples, self.histograms, self.stopping]
+        """As `fit` calls them: the average is in the model when validation begins, the task's own add to its logs, and
+        checkpoints come when the others have done what they remember, and workers have agreed on an end."""
+        callbacks = [AveragedValidation(), *self.own, self.records, self.interrupt, self.samples]
+        callbacks += [self.histograms, self.stopping]
         if self.distribution.cluster.workers:
             callbacks.append(AgreeOnStopping(self.distribution))
         return [*callbacks, self.checkpoints] if self.distribution.chief else callbacks
@@ -92,7 +95,7 @@ def make_loggers(config, training):
     """Those to which a run's rows, samples and weights go beside metrics.csv.
 
     Args:
-        config: a `RunConfig`.
+        config: a `FitConfig`.
         training: where they write.
     """
     loggers = []

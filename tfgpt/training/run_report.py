@@ -42,6 +42,22 @@ class TrainingResult:
     utilization: float | None = None
     peak: float | None = None
 
+    def lines(self):
+        """What to print of it."""
+        lines = [self.samples[-1][1], ""] if self.samples else []
+        lines.append(
+            f"validation loss {self.loss:.4f} nats a token (perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} "
+            f"bits a byte) over the whole split, at step {self.best_step} of {self.steps}; "
+            f"{self.tokens_per_second:,.0f} tokens/s"
+        )
+        if self.utilization is not None:
+            lines.append(
+                f"model FLOPs utilization {self.utilization:.1%} of the {self.peak / 1e9:,.0f} GFLOP/s that matrix "
+                "products reached before the run"
+            )
+        lines.append(f"model: {self.directory}   curve: {self.directory}/training/loss.png")
+        return lines
+
 
 class RunObserver:
     """What a run tells whoever watches it; the command line draws a progress bar."""

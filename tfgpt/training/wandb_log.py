@@ -13,7 +13,7 @@ class WandbLog:
     WANDB_MODE=offline keeps the run in the directory, from where `wandb sync` sends it.
 
     Args:
-        config: a `RunConfig` whose `wandb` names the project.
+        config: a `FitConfig` whose `wandb` names the project.
         directory: where wandb keeps its files; the run has the name of the model directory.
 
     Raises:

@@ -1,0 +1,140 @@
+"""The task of `tfgpt train` on plain text: a GPT-2 that predicts the next token."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import tensorflow as tf
+
+from tfgpt.atomic import write_text
+from tfgpt.errors import UserError
+from tfgpt.models.gpt2 import GPT2Backbone, model_directory, preset_config
+from tfgpt.text import sequential_windows, training_windows
+from tfgpt.training.arrangement import arrange
+from tfgpt.training.distributed_fit import distributed_model_class
+from tfgpt.training.losses import TokenLoss
+from tfgpt.training.recompute import recompute_blocks
+from tfgpt.training.resume import open_tokens
+from tfgpt.training.run_data import open_run_data
+from tfgpt.training.run_directory import replace_run, staging
+from tfgpt.training.run_report import report
+from tfgpt.training.task import Task, compile_for_fit
+from tfgpt.training.train_step import TrainingCausalLM
+from tfgpt.training.utilization import utilization_of
+
+
+class LanguageModeling(Task):
+    """Next-token prediction on windows of text.
+
+    Args:
+        config: a `RunConfig`.
+    """
+
+    @property
+    def hidden_dim(self):
+        return self._model_config()["hidden_dim"]
+
+    def begin(self, config, observer, distribution):
+        directory = pathlib.Path(config.out)
+        training = directory / "training"
+        observer.stage("reading text")
+        data = open_run_data(config)
+        model_config = self._model_config()
+        observer.stage("tokenizing")
+        tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
+        with distribution.scope():
+            model = make_model(config, model_config, tokenizer)
+        # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
+        with staging(directory) as tokens:
+            self._open(config, model, *data.splits(tokenizer, tokens))
+            self.training()  # for its checks, as the next
+            self.validation()
+            replace_run(directory, tokens)
+        tokenizer.save(training / "tokenizer")
+        data.remember(training)
+        write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        return model
+
+    def reopen(self, config, observer, distribution):
+        observer.stage("checking the tokens of the unfinished run")
+        tokenizer, train_split, validation_split = open_tokens(config, pathlib.Path(config.out) / "training")
+        with distribution.scope():
+            model = make_model(config, self._model_config(), tokenizer)
+        self._open(config, model, train_split, validation_split)
+        return model
+
+    def _open(self, config, model, train_split, validation_split):
+        self.config = config
+        self.train_split, self.validation_split = train_split, validation_split
+        self.window = model.backbone.max_sequence_length
+        self.tokens_per_step = config.batch_size * self.window
+
+    def _model_config(self):
+        return preset_config(self.config.preset) | self.config.model_overrides()
+
+    def training(self, step=0, num_pipelines=1, pipeline=0):
+        batch_size, seed = self.config.batch_size, self.config.seed
+        return training_windows(self.train_split, self.window, batch_size, seed, step, num_pipelines, pipeline)
+
+    def validation(self, num_pipelines=1, pipeline=0):
+        batches = self.config.validation_batches
+        split, batch_size = self.validation_split, self.config.batch_size
+        return sequential_windows(split, self.window, batch_size, batches, num_pipelines, pipeline)
+
+    def write(self, model, directory):
+        model_directory.write_model_files(model, directory)
+
+    def read_weights(self, model, directory):
+        model_directory.read_weights(model.backbone, directory / model_directory.WEIGHTS)
+
+    def sample(self, model):
+        config = self.config
+        if not config.sample_tokens:
+            return None
+        prompt = config.sample_prompt or model.tokenizer.decode(self.validation_split.read(0, 16).tolist())
+        return model.generate(prompt, max_new_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
+
+    def utilization(self, model):
+        return utilization_of(model)
+
+    def report(self, directory, model, callbacks, utilization, interrupted):
+        return report(directory, model, self.validation_split, callbacks, utilization, interrupted)
+
+
+def make_model(config, model_config, tokenizer):
+    """The model, randomly initialized under the run's seed and compiled.
+
+    Args:
+        config: a `RunConfig`.
+        model_config: `GPT2Backbone`'s arguments; its vocabulary is the tokenizer's.
+        tokenizer: see `tfgpt.text`.
+    """
+    if model_config["hidden_dim"] % model_config["num_heads"]:
+        raise UserError(
+            f"hidden_dim is {model_config['hidden_dim']}, expected a multiple of num_heads {model_config['num_heads']}"
+        )
+    config = arrange(config, model_config["hidden_dim"])
+    model_config["vocabulary_size"] = tokenizer.vocabulary_size
+    model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
+    if config.compile == "kernels":
+        # TensorFlow's fusion of product and bias takes a kernel that lays the weights out anew in every step.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
+    backbone = GPT2Backbone(**model_config, dtype=config.precision)
+    if config.recompute:
+        if backbone.dropout:
+            raise UserError(
+                f"dropout is {backbone.dropout}, expected 0 with recompute: it would drop other places the second time"
+            )
+        recompute_blocks(backbone)
+    model = distributed_model_class(TrainingCausalLM)(
+        backbone,
+        tokenizer,
+        label_smoothing=config.label_smoothing,
+        z_loss=config.z_loss,
+        fused=config.compile == "kernels",
+        accumulate_steps=config.accumulate_steps,
+        log_gradients=config.log_gradients,
+    )
+    return compile_for_fit(model, config, TokenLoss())  # of validation, whatever training adds to it
