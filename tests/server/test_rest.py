@@ -120,6 +120,7 @@ def test_requests_that_are_wrong(ask, body):
         {"instances": [{"name": "a", "times": 1}]},  # a default is no use over REST
         {"inputs": {"name": ["a"], "times": [1]}},
         {"inputs": ["a"]},
+        {"instances": [{"b64": "YQ=="}]},
         {"instances": [{"name": "a", "times": 1, "weights": [1.0]}, {"name": "a"}]},
         {"instances": [{"name": "a", "times": 1.0, "weights": [1.0]}]},
         {"instances": [{"name": "a", "times": 2**31, "weights": [1.0]}]},

@@ -99,13 +99,14 @@ def _read_rows(instances, declared):
             except RequestError as error:
                 # Whatever the reason, over all of a list the server says that the argument is invalid.
                 raise invalid(f"{where} Error: {error.code}: {error.message}") from error
-        if len(pairs) != len(declared):
+        if objects and len(pairs) != len(declared):
             keys = ",".join(sorted(declared))
             raise invalid(
                 f"Failed to process element: {number} of 'instances' list. JSON object: {shown(instance)} keys must "
                 f"be equal to: {keys}"
             )
-    return {name: np.stack(arrays) for name, arrays in rows.items()}
+    # A plain list of base64 leaves the other inputs out; whether they may be is the signature's affair.
+    return {name: np.stack(arrays) for name, arrays in rows.items() if arrays}
 
 
 def _read_instance(value, name, declared, rows):
