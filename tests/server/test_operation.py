@@ -252,6 +252,14 @@ def test_many_at_once(server, ask):
     assert not wrong
 
 
+def requests_in_flight(host):
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return float(next(line for line in lines if line.startswith("tfgpt_requests_in_flight ")).split()[-1])
+
+
 def test_sigterm_drains(models_folder):
     """What is being answered is answered, new connections are refused, and the process ends with 0."""
     command = [sys.executable, "-m", "tfgpt.cli", "serve", "--model_config_file", str(models_folder / "models.config")]
@@ -264,26 +272,26 @@ def test_sigterm_drains(models_folder):
 
     def slow_request():
         connection = http.client.HTTPConnection(rest, timeout=60)
-        connection.request("POST", "/v1/models/work:predict", json.dumps({"instances": [30_000]}))
+        connection.request("POST", "/v1/models/work:predict", json.dumps({"instances": [60_000]}))
         answers.append(connection.getresponse().status)
 
     def slow_call():
         with grpc.insecure_channel(serving["grpc"]) as channel:
             call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-            request = predict_request("work", rounds=[30_000])
+            request = predict_request("work", rounds=[60_000])
             answers.append(len(call(request.SerializeToString(), timeout=60)) > 0)
 
     threads = [threading.Thread(target=target) for target in (slow_request, slow_call)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    while requests_in_flight(rest) < 2:  # until both are being answered
+        assert all(thread.is_alive() for thread in threads)
     process.send_signal(signal.SIGTERM)
     assert next(line for line in lines if line["message"] == "draining")
-    assert not answers  # both were on their way
     for thread in threads:
         thread.join()
     rest_of_log = list(lines)
-    assert process.wait(60) == 0 and answers and set(answers) == {200, True}
+    assert process.wait(60) == 0 and set(answers) == {200, True}
     assert rest_of_log[-1]["message"] == "stopped"
     with pytest.raises(ConnectionRefusedError):
         http.client.HTTPConnection(rest).request("GET", "/healthz")
