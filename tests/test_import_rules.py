@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "export": {"models", "text", "generation", "runtime"},
     "runtime": set(),
     "server": {"runtime", "text"},
+    "experiments": {"layers", "models", "text", "training"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
@@ -43,6 +44,9 @@ EXCEPTIONS = {
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.generate", "generation"),
     # The tokenizer comes with the model directory, so that a loaded model takes and gives text.
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
+    # The same two of the encoder–decoder Transformer.
+    ("tfgpt.models.encoder_decoder.transformer", "EncoderDecoderTransformer.translate", "generation"),
+    ("tfgpt.models.encoder_decoder.model_directory", "read_tokenizer", "text"),
 }
 
 # keras.ops has no write in place, and no small product without oneDNN.

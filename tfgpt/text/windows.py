@@ -6,7 +6,7 @@ import tensorflow as tf
 from tfgpt.errors import UserError
 from tfgpt.text.samplers import check_window, make_sampler
 
-PREFETCH = 3  # batches; a fixed number, see `_without_autotune`
+PREFETCH = 3  # batches; a fixed number, see `without_autotune`
 
 
 def training_windows(split, window, batch_size, seed, start_step=0, num_pipelines=1, pipeline=0):
@@ -43,7 +43,7 @@ def training_windows(split, window, batch_size, seed, start_step=0, num_pipeline
         return tokens[:, :-1], tokens[:, 1:]
 
     steps = tf.data.Dataset.counter(start=start_step)
-    return _without_autotune(steps.map(inputs_and_targets).prefetch(PREFETCH))
+    return without_autotune(steps.map(inputs_and_targets).prefetch(PREFETCH))
 
 
 def sequential_windows(split, window, batch_size, num_batches=None, num_pipelines=1, pipeline=0):
@@ -82,7 +82,7 @@ def sequential_windows(split, window, batch_size, num_batches=None, num_pipeline
         return tuple(tf.ensure_shape(array, (batch_size // num_pipelines, window)) for array in arrays)
 
     batches = tf.data.Dataset.from_tensor_slices(taken)
-    return _without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
+    return without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
 
 
 def _rows_of_pipeline(batch_size, num_pipelines, pipeline):
@@ -96,7 +96,7 @@ def _rows_of_pipeline(batch_size, num_pipelines, pipeline):
     return slice(pipeline * rows, (pipeline + 1) * rows)
 
 
-def _without_autotune(dataset):
+def without_autotune(dataset):
     """Turns off tf.data's autotuning, whose thread can miss the wake-up that ends it: on TensorFlow 2.21 a `fit` that
     was done then hung for up to tens of seconds. For the same reason buffers have fixed sizes, not `AUTOTUNE`."""
     options = tf.data.Options()

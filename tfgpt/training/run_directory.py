@@ -24,12 +24,12 @@ def staging(directory):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def replace_run(directory, tokens):
+def replace_run(directory, tokens=None):
     """Makes room for a new run in a model directory, and moves its tokens there.
 
     Args:
         directory: a `pathlib.Path`.
-        tokens: the path of its tokens, a directory or a link to one.
+        tokens: the path of its tokens, a directory or a link to one; None where a run keeps none.
     """
     training = directory / "training"
     try:
@@ -37,6 +37,7 @@ def replace_run(directory, tokens):
         remove_run(training)
         for name in ("config.json", "model.safetensors"):  # no whole model until the first checkpoint
             (directory / name).unlink(missing_ok=True)
-        tokens.rename(training / "tokens")
+        if tokens is not None:
+            tokens.rename(training / "tokens")
     except OSError as error:
         raise UserError(f"cannot write {directory}: {(error.strerror or str(error)).lower()}") from error

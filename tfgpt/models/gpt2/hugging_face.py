@@ -177,11 +177,12 @@ def named_variables(backbone):
             ("mlp.c_fc", feed_forward.sublayer.intermediate_dense),
             ("mlp.c_proj", feed_forward.sublayer.output_dense),
         ):
-            names |= _weight_and_bias(f"transformer.h.{i}.{name}", layer)
-    return names | _weight_and_bias("transformer.ln_f", backbone.final_norm)
+            names |= weight_and_bias(f"transformer.h.{i}.{name}", layer)
+    return names | weight_and_bias("transformer.ln_f", backbone.final_norm)
 
 
-def _weight_and_bias(name, layer):
+def weight_and_bias(name, layer):
+    """The two variables of a dense or normalization layer, named as PyTorch names them."""
     is_norm = hasattr(layer, "gamma")
     weight, bias = (layer.gamma, layer.beta) if is_norm else (layer.kernel, layer.bias)
     return {f"{name}.weight": weight, f"{name}.bias": bias}
