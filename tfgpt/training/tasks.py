@@ -1,6 +1,7 @@
 """What can be trained: the configuration of each task, by name. Nothing here imports TensorFlow."""
 
 from tfgpt.training.classification_config import ClassificationConfig
+from tfgpt.training.instruction_config import InstructionConfig
 from tfgpt.training.run_config import RunConfig
 
-TASKS = {config.task: config for config in (RunConfig, ClassificationConfig)}
+TASKS = {config.task: config for config in (RunConfig, InstructionConfig, ClassificationConfig)}

@@ -147,8 +147,16 @@ def assign_stored(variables, names, file, path, transposed=()):
         if found.dtype not in FLOATS:
             raise UserError(f"{path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
     for full, variable in variables.items():
+        tensor = file[names[full]]
         if full in transposed:
-            assign_tensor(variable, file[names[full]].T)
+            tensor = tensor.T
+        if (
+            tf.distribute.has_strategy()
+        ):  # every replica has a copy, of which a slice's assignment would miss all but one
+            variable.assign(np.asarray(tensor).astype(variable.dtype))
+            continue
+        if full in transposed:
+            assign_tensor(variable, tensor)
             continue
         for start, rows in file.slices(names[full]):
             _assign(variable, start, rows)
