@@ -150,9 +150,7 @@ def assign_stored(variables, names, file, path, transposed=()):
         tensor = file[names[full]]
         if full in transposed:
             tensor = tensor.T
-        if (
-            tf.distribute.has_strategy()
-        ):  # every replica has a copy, of which a slice's assignment would miss all but one
+        if tf.distribute.has_strategy():  # each replica has a copy, of which slices would reach the first alone
             variable.assign(np.asarray(tensor).astype(variable.dtype))
             continue
         if full in transposed:
