@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "weights": {"models", "text"},
     "export": {"models", "text", "generation", "runtime"},
     "runtime": set(),
+    "experiments": {"layers", "models", "text", "training"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
@@ -39,6 +40,9 @@ EXCEPTIONS = {
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.generate", "generation"),
     # The tokenizer comes with the model directory, so that a loaded model takes and gives text.
     ("tfgpt.models.gpt2.model_directory", "read_tokenizer", "text"),
+    # The same two of the encoder–decoder Transformer.
+    ("tfgpt.models.encoder_decoder.transformer", "EncoderDecoderTransformer.translate", "generation"),
+    ("tfgpt.models.encoder_decoder.model_directory", "read_tokenizer", "text"),
 }
 
 # keras.ops has no write in place, and no small product without oneDNN.

@@ -8,6 +8,8 @@ import importlib
 from tfgpt.version import __version__
 
 _MODULES = {
+    "EncoderDecoderBackbone": "tfgpt.models",
+    "EncoderDecoderTransformer": "tfgpt.models",
     "GPT2Backbone": "tfgpt.models",
     "GPT2CausalLM": "tfgpt.models",
     "GenerationSettings": "tfgpt.generation",

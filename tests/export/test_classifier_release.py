@@ -282,8 +282,8 @@ def test_a_failed_export_leaves_nothing(exported, tmp_path, monkeypatch):
 
     convert = classifier_formats.convert
 
-    def damaged(model, weights):
-        made = convert(model, weights)
+    def damaged(model):
+        made = convert(model)
         value = made.graph.initializers["score.weight"]
         value.const_value = type(value.const_value)(value.const_value.numpy() * 1.01, name="score.weight")
         return made

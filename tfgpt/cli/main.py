@@ -10,7 +10,7 @@ import sys
 import jsonargparse
 import yaml
 
-from tfgpt.cli import classification, commands, release_commands
+from tfgpt.cli import classification, commands, experiment_commands, release_commands, translation
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.tasks import TASKS
@@ -24,9 +24,12 @@ COMMANDS = {
     commands.train: (),
     commands.launch: (),
     commands.generate: ("model",),
+    translation.translate: ("model",),
     commands.evaluate: ("model",),
     classification.classify: ("model",),
     commands.plot: ("runs",),
+    experiment_commands.ablate: (),
+    experiment_commands.attention: ("model",),
     release_commands.export: ("model",),
     release_commands.parity: ("release",),
     release_commands.inspect: ("path",),

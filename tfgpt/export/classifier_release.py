@@ -18,7 +18,7 @@ from tfgpt.runtime.release_files import read_manifest
 HELD_OUT = pathlib.PurePath("training", "validation.jsonl")  # which a run writes
 
 
-def export_classifier(model_directory, out, formats, name, text=None, overwrite=False, on_progress=None):
+def export(model_directory, out, formats, name, text=None, overwrite=False, on_progress=None):
     """Exports a classifier, and publishes the release only if every artifact passes parity.
 
     Args:
@@ -55,7 +55,7 @@ def export_classifier(model_directory, out, formats, name, text=None, overwrite=
     return reports
 
 
-def prove_classifier(release, model_directory, text=None, report=None, on_progress=None):
+def prove(release, model_directory, text=None, report=None, on_progress=None):
     """Checks a classifier's release against its manifest and a model directory; see `tfgpt.export.prove_release`."""
     release = pathlib.Path(release)
     formats = [runtime for runtime in RUNTIMES if (release / runtime).is_dir()]

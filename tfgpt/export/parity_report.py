@@ -53,16 +53,12 @@ def table(reports):
     """Headings and rows of text, for Markdown and the terminal."""
     if of_classifiers(reports):
         return classifier_parity_report.table(reports)
-    headings = [heading for heading, _, _ in COLUMNS] + ["greedy", "verdict"]
+    headings = [heading for heading, _, _ in COLUMNS] + [reports[0].heading if reports else "outputs", "verdict"]
     rows = []
     for report in reports:
         cells = [form.format(getattr(report, field)) for _, field, form in COLUMNS]
-        greedy = f"{report.greedy_prompts} × {report.identical_greedy_tokens}/{report.greedy_tokens} tokens"
-        if report.texts:
-            greedy += f", {report.identical_texts}/{report.texts} texts"
-        if report.near_ties:
-            greedy += f" ({report.near_ties} near ties)"
-        rows.append([*cells, greedy, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])
+        outputs = report.outputs() + (f" ({report.near_ties} near ties)" if report.near_ties else "")
+        rows.append([*cells, outputs, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])
     return headings, rows
 
 
@@ -84,12 +80,12 @@ def write_parity_report(directory, reports):
         write_text(directory / "parity.md", "\n".join(text))
         return
     positions = max((report.positions for report in reports), default=0)
+    compared = reports[0].compared if reports else "nothing"
     text = [
         "# Parity",
         "",
-        f"Each runtime against the Keras model on {positions} positions of held-out text: ragged batches up to the "
-        "full window in one pass, prefill then token by token, and greedy continuations. Perplexity is of "
-        f"{max((report.perplexity_tokens for report in reports), default=0)} tokens.",
+        f"Each runtime against the Keras model on {positions} positions of held-out text: {compared}. "
+        f"Perplexity is of {max((report.perplexity_tokens for report in reports), default=0)} tokens.",
         "",
         *_markdown(*table(reports)),
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import importlib
 import json
 import pathlib
 import platform
@@ -33,6 +34,9 @@ from tfgpt.version import __version__
 FORMATS = RUNTIMES  # an export format is named as the runtime that runs it
 QUANTIZED = ("int8", "int8_weight_only", "int4")
 EXTRA_VARIANTS = (*QUANTIZED, "float16")
+# model_type in config.json → the module that exports such models, by its `export` and `prove`; GPT-2 is exported here.
+KINDS = {"tfgpt_encoder_decoder": "tfgpt.export.translator_release"}
+CLASSIFIERS = "tfgpt.export.classifier_release"  # the same for classifiers, whose model_type may be GPT-2's
 EXPORTERS = ("tensorflow", "keras", "tf2onnx", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 COPIED = (
     "config.json",
@@ -97,14 +101,10 @@ def export_release(
     model_directory, out = pathlib.Path(model_directory), pathlib.Path(out)
     name = name or model_directory.absolute().name
     _check_request(formats, quantize, name)
-    if _is_classifier(model_directory):
+    if (kind := _other_kind(model_directory)) is not None:
         if quantize:
-            raise UserError(
-                f"quantized variants are of language models, expected none of the classifier {model_directory}"
-            )
-        from tfgpt.export.classifier_release import export_classifier
-
-        return export_classifier(model_directory, out, formats, name, text, overwrite, on_progress)
+            raise UserError(f"quantized variants are of language models, expected none of {model_directory}")
+        return kind.export(model_directory, out, formats, name, text, overwrite, on_progress)
     say = on_progress or (lambda line: None)
     with atomic_directory(out, overwrite=overwrite) as release:
         model = load_for_export(model_directory)
@@ -139,9 +139,12 @@ def _check_request(formats, quantize, name):
         raise UserError(f"the model's name is {name!r}, expected letters, digits, '.', '_' and '-'")
 
 
-def _is_classifier(directory):
+def _other_kind(directory):
+    """The module that exports models of the kind in this directory; None of GPT-2's kind, which this one does."""
     path = pathlib.Path(directory) / "config.json"
-    return path.is_file() and is_classifier(read_json(path))
+    config = read_json(path) if path.is_file() else {}
+    kind = CLASSIFIERS if is_classifier(config) else KINDS.get(config.get("model_type"))
+    return None if kind is None else importlib.import_module(kind)
 
 
 def copy_model_files(model_directory, release):
@@ -237,10 +240,8 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
         ParityError: if an artifact is not the model.
     """
     release = pathlib.Path(release)
-    if _is_classifier(release):
-        from tfgpt.export.classifier_release import prove_classifier
-
-        return prove_classifier(release, model_directory, text, report, on_progress)
+    if (kind := _other_kind(release)) is not None:
+        return kind.prove(release, model_directory, text, report, on_progress)
     runtimes = [runtime for runtime in RUNTIMES if (release / runtime).is_dir()]
     if not runtimes:
         raise UserError(f"{release} holds none of {', '.join(RUNTIMES)}, expected a release directory")
@@ -276,7 +277,8 @@ def _owners(name, reports):
         reads = report.runtime.startswith("onnx") and name in map(str, (onnx_path(variant), data_path(variant)))
         if reads or (name.startswith(f"{report.runtime}/") and report.runtime == "saved_model"):
             owners.append(report)
-    return owners[:1] or reports[:1]
+    others = [report for report in reports if name.startswith(f"{report.runtime}/")]  # of kinds without variants
+    return (owners or others or reports)[:1]
 
 
 def load_for_export(model_directory):
@@ -295,8 +297,6 @@ def served_settings(model_directory, model):
     path = pathlib.Path(model_directory) / "generation_config.json"
     if not path.is_file():
         return GenerationSettings()
-    from tfgpt.models.gpt2.model_directory import read_json
-
     config = read_json(path)
     try:
         settings = GenerationSettings.from_hugging_face(config)

@@ -44,13 +44,14 @@ class TokenSignatures:
         self.stop_token_ids = tf.constant(list(stop_token_ids), tf.int32)
         # Functions that the signatures share, so that the model's graph is made and stored twice, not eight times.
         self._read = signature_function(
-            self._read_tokens, {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
+            self._read_tokens,
+            {signature_name(tensor): signature_spec(tensor) for tensor in decoder_inputs(self.backbone)},
         )
         self._decode = signature_function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
 
     def functions(self):
         """Name → `tf.function`, the default among them."""
-        step_inputs = {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
+        step_inputs = {signature_name(tensor): signature_spec(tensor) for tensor in decoder_inputs(self.backbone)}
         functions = {
             "generate": signature_function(self.generate, {**TOKENS, **SETTINGS}),
             "continue_tokens": signature_function(self.continue_tokens, DECODE_SIGNATURE),
@@ -225,7 +226,7 @@ class TokenSignatures:
             position_ids=position_ids,
             training=False,
         )
-        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        names = [signature_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
         return {"hidden_states": hidden, **dict(zip(names, tf.nest.flatten(cache), strict=True))}
 
     def _checked(self, token_ids, padding_mask):
@@ -360,7 +361,7 @@ class _SharedPrefill:
         if cache_index is not None:
             return self.model.call_with_cache(token_ids, padding_mask, cache, position_ids, cache_index, last_only)
         hidden, cache = self.signatures.read(token_ids, padding_mask)
-        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        names = [signature_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
         cache = [cache[name] for name in names]
         return self.model.logits(hidden[:, -1:]), list(zip(cache[0::2], cache[1::2], strict=True))
 
@@ -381,10 +382,12 @@ def signature_function(method, inputs):
     return function
 
 
-def _name(tensor):
+def signature_name(tensor):
+    """The name that a `TensorDescription` has in a SavedModel."""
     return tensor.name.replace(".", "_")
 
 
-def _spec(tensor):
+def signature_spec(tensor):
+    """The `tf.TensorSpec` of a `TensorDescription`."""
     shape = [axis if isinstance(axis, int) else None for axis in tensor.axes]
-    return tf.TensorSpec(shape, tensor.dtype, _name(tensor))
+    return tf.TensorSpec(shape, tensor.dtype, signature_name(tensor))

@@ -50,15 +50,47 @@ def decode(
         A dictionary: `token_ids` (B, N) int32 with the new tokens, the stop token included, padded with 0, and
         `num_new_tokens` (B,) int32.
     """
-    batch_size, prompt_length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
-    num_steps = tf.reduce_max(max_new_tokens)
+    prompt_length, num_steps = tf.shape(token_ids)[1], tf.reduce_max(max_new_tokens)
     last_position = model.backbone.max_sequence_length - 1
+    logits, cache, key_mask, positions = prefill(model, token_ids, padding_mask, num_steps)
+
+    def next_logits(step, tokens, cache):
+        return model.call_with_cache(
+            tokens[:, None],
+            key_mask,
+            cache,
+            # A row that has ended goes on beside the others, maybe past the window: any position that exists will do.
+            position_ids=tf.minimum(positions + step, last_position)[:, None],
+            cache_index=prompt_length + step,
+            last_only=True,
+        )
+
     settings = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
     }
+    seen = seen_tokens(token_ids, padding_mask, tf.shape(logits)[-1])
+    return continue_rows(logits, cache, next_logits, seen, max_new_tokens, settings, seed, first_index, stop_token_ids)
+
+
+def continue_rows(logits, cache, next_logits, seen, max_new_tokens, settings, seed, first_index, stop_token_ids):
+    """Chooses a token a row and step, until every row has ended.
+
+    Args:
+        logits: (B, 1, V), of the first new tokens.
+        cache: whatever `next_logits` takes and gives.
+        next_logits: a function (step, tokens (B,), cache) -> (logits (B, 1, V), cache), tokens being those of the
+            `step`-th step, from 0.
+        seen: (B, V) boolean, the tokens in each row's context.
+        max_new_tokens, seed, first_index, stop_token_ids: as in `decode`.
+        settings: a dictionary of the others of `decode` that choose tokens.
+
+    Returns:
+        As `decode`.
+    """
+    batch_size, num_steps = tf.shape(logits)[0], tf.reduce_max(max_new_tokens)
 
     def choose(step, logits, seen, finished, num_new_tokens):
         tokens = choose_tokens(logits[:, 0], seen, settings, lambda: uniform(seed, first_index + step))
@@ -70,26 +102,12 @@ def decode(
         seen = tf.tensor_scatter_nd_update(seen, indices, tf.ones_like(finished))
         return tokens, seen, finished, num_new_tokens
 
-    logits, cache, key_mask, positions = prefill(model, token_ids, padding_mask, num_steps)
-    tokens, seen, finished, num_new_tokens = choose(
-        0,
-        logits,
-        seen_tokens(token_ids, padding_mask, tf.shape(logits)[-1]),
-        tf.zeros([batch_size], tf.bool),
-        tf.zeros([batch_size], tf.int32),
-    )
+    none = tf.zeros([batch_size], tf.int32)
+    tokens, seen, finished, num_new_tokens = choose(0, logits, seen, tf.zeros([batch_size], tf.bool), none)
     outputs = tf.TensorArray(tf.int32, size=num_steps, element_shape=[None]).write(0, tokens)
 
     def step_once(step, tokens, cache, seen, finished, num_new_tokens, outputs):
-        logits, cache = model.call_with_cache(
-            tokens[:, None],
-            key_mask,
-            cache,
-            # A row that has ended goes on beside the others, maybe past the window: any position that exists will do.
-            position_ids=tf.minimum(positions + step, last_position)[:, None],
-            cache_index=prompt_length + step,
-            last_only=True,
-        )
+        logits, cache = next_logits(step, tokens, cache)
         tokens, seen, finished, num_new_tokens = choose(step + 1, logits, seen, finished, num_new_tokens)
         return step + 1, tokens, cache, seen, finished, num_new_tokens, outputs.write(step + 1, tokens)
 

@@ -8,12 +8,14 @@ import pathlib
 import re
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
+from tfgpt.text.byte_level import byte_of_character, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # of sequence-to-sequence models (see `tfgpt.text.joint_tokenizer`)
 
 # About how many characters of a long text are encoded at once: enough to keep every core busy, few enough that the
 # library's records of each token (strings, offsets) stay small beside the text.
@@ -39,6 +41,9 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        if None not in (self.pad_token_id, self.bos_token_id, self.eos_token_id):
+            # The three are put around sentences; text that looks like one of them is text.
+            backend.encode_special_tokens = True
 
     # === Text and ids ===
 
@@ -107,6 +112,21 @@ class Tokenizer:
             )
         return self._backend.decode(token_ids, skip_special_tokens=False)
 
+    def token_texts(self, token_ids):
+        """What each token stands for, a list of str; bytes that are no whole character as in `\\xe4`.
+
+        Example:
+
+        >>> tokenizer = BytePairTokenizer.train(["a"], vocabulary_size=257)
+        >>> tokenizer.token_texts(tokenizer.encode("é a"))
+        ['\\\\xc3', '\\\\xa9', ' ', 'a']
+        """
+        tokens = [self._backend.id_to_token(int(token_id)) or "" for token_id in token_ids]
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return tokens
+        byte_of = byte_of_character()
+        return [token_bytes(token, byte_of).decode("utf-8", "backslashreplace") for token in tokens]
+
     # === Properties ===
 
     @functools.cached_property
@@ -118,6 +138,26 @@ class Tokenizer:
     def end_token_id(self):
         """The id of "<|endoftext|>", or None without one."""
         return self._backend.token_to_id(END_OF_TEXT)
+
+    @functools.cached_property
+    def pad_token_id(self):
+        """The id of "<pad>", or None without one."""
+        return self._backend.token_to_id(PAD)
+
+    @functools.cached_property
+    def bos_token_id(self):
+        """The id of "<s>", the beginning of a sentence, or None without one."""
+        return self._backend.token_to_id(BOS)
+
+    @functools.cached_property
+    def eos_token_id(self):
+        """The id of "</s>", the end of a sentence, or None without one."""
+        return self._backend.token_to_id(EOS)
+
+    @property
+    def lowercases(self):
+        """Whether text is lower-cased before it is encoded."""
+        return isinstance(self._backend.normalizer, normalizers.Lowercase)
 
     @functools.cached_property
     def fingerprint(self):
@@ -164,6 +204,8 @@ class Tokenizer:
         }
         if self.end_token_id is not None:
             config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+        elif self.pad_token_id is not None and self.eos_token_id is not None:
+            config |= {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
         return config
 
 

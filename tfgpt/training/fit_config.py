@@ -10,7 +10,7 @@ from tfgpt.errors import UserError
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 COMPILATIONS = ("auto", "step", "kernels", "none")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
-SCHEDULES = ("cosine", "linear", "constant", "wsd")
+SCHEDULES = ("cosine", "linear", "constant", "wsd", "inverse_sqrt")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
 
 
@@ -32,7 +32,8 @@ class FitConfig:
         epsilon: of AdamW and Muon's AdamW.
         clip_norm: the global gradient norm; 0 does not clip.
         optimizer: "adamw", "adafactor", "lion" (which wants a third of AdamW's rate or less) or "muon".
-        schedule: after the warm-up: "cosine", "linear", "constant" or "wsd", constant with a linear decay at the end.
+        schedule: after the warm-up: "cosine", "linear", "constant", "wsd" (constant with a linear decay at the end) or
+            "inverse_sqrt".
         decay_fraction: of all steps, which the decay of "wsd" takes.
         ema_decay: of a moving average of the weights, which then is what is validated, sampled from and written, but
             for training/last; about 1 / (1 - ema_decay) updates are averaged, 0 has none.

@@ -29,7 +29,7 @@ def replace_run(directory, tokens=None):
 
     Args:
         directory: a `pathlib.Path`.
-        tokens: the path of its tokens, a directory or a link to one, where it has any.
+        tokens: the path of its tokens, a directory or a link to one; None where a run keeps none.
     """
     training = directory / "training"
     try:

@@ -118,6 +118,11 @@ def state_variables(model):
     return dict(zip(FILES, ([v for v in model.variables if id(v) not in metrics], model.optimizer.variables)))
 
 
+def variable_names(model):
+    """The model's variables by the names that they have in a checkpoint's first file."""
+    return {_tensor_name(i, v): v for i, v in enumerate(state_variables(model)[FILES[0]])}
+
+
 def _tensor_name(number, variable):
     # Keras' names have counters in them that depend on what else the process has made; order and last words do not.
     return f"{number:04d}.{variable.name.rstrip('_0123456789').rpartition('_')[2]}"

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 # The share of the way from the highest rate to the lowest that is left, by the share of the way past the warm-up.
-# wsd is apart: its decay begins late.
+# wsd is apart: its decay begins late; inverse_sqrt, too: it does not know how long the run is.
 DECAYS = {
     "cosine": lambda progress: 0.5 * (1.0 + ops.cos(math.pi * progress)),
     "linear": lambda progress: 1.0 - progress,
@@ -20,14 +20,15 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     "cosine" is half a cosine (Loshchilov and Hutter 2017, SGDR, without restarts); "linear" a line; "constant" stays;
     "wsd" (warm-up–stable–decay: MiniCPM, Hu et al. 2024, section 4) stays until the last `decay_fraction` of all steps,
-    and is linear there (Hägele et al. 2024).
+    and is linear there (Hägele et al. 2024); "inverse_sqrt" is `learning_rate * sqrt(warmup_steps / step)`, but not
+    below `min_learning_rate` (Vaswani et al. 2017, section 5.3, where the highest is 1 / sqrt(D warmup_steps)).
 
     Args:
         learning_rate: the highest.
-        min_learning_rate: the last; "constant" never comes to it.
+        min_learning_rate: the last; "constant" never comes to it, and "inverse_sqrt" may.
         warmup_steps: 0 begins at the top.
         steps: of the run; the rate stays as it is after them.
-        name: "cosine", "linear", "constant" or "wsd".
+        name: "cosine", "linear", "constant", "wsd" or "inverse_sqrt".
         decay_fraction: of "wsd".
 
     Example:
@@ -50,8 +51,12 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         start, decay = self.warmup_steps, DECAYS.get(self.name)
         if self.name == "wsd":
             start, decay = max(start, self.steps * (1.0 - self.decay_fraction)), DECAYS["linear"]
-        progress = ops.clip((step - start) / max(self.steps - start, 1), 0.0, 1.0)
-        decayed = self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * decay(progress)
+        if self.name == "inverse_sqrt":
+            ratio = ops.sqrt(max(start, 1) / ops.maximum(step, max(start, 1)))
+            decayed = ops.maximum(self.learning_rate * ratio, self.min_learning_rate)
+        else:
+            progress = ops.clip((step - start) / max(self.steps - start, 1), 0.0, 1.0)
+            decayed = self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * decay(progress)
         warmed = self.learning_rate * step / max(self.warmup_steps, 1)
         return ops.where(step < self.warmup_steps, warmed, decayed)
 

@@ -3,5 +3,6 @@
 from tfgpt.training.classification_config import ClassificationConfig
 from tfgpt.training.instruction_config import InstructionConfig
 from tfgpt.training.run_config import RunConfig
+from tfgpt.training.translation_config import TranslationConfig
 
-TASKS = {config.task: config for config in (RunConfig, InstructionConfig, ClassificationConfig)}
+TASKS = {config.task: config for config in (RunConfig, InstructionConfig, TranslationConfig, ClassificationConfig)}

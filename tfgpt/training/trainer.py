@@ -27,6 +27,7 @@ from tfgpt.training.wandb_log import WandbLog
 TASKS = {
     "language_modeling": ("language_modeling", "LanguageModeling"),
     "instruction_tuning": ("instruction_tuning", "InstructionTuning"),
+    "translation": ("translation", "Translation"),
     "classification": ("classification", "Classification"),
 }
 

@@ -76,4 +76,4 @@ def read_weights(model, path):
         others = [name for name in file.tensors if name not in names]
         is_gpt2 = isinstance(model, GPT2Classifier)
         names |= canonical_names(others, path) if is_gpt2 else {name: name for name in others}
-        assign_stored(variables, names, file, path, transposed=(SCORE,))
+        assign_stored(variables, names, file, transposed=(SCORE,))

@@ -182,7 +182,7 @@ def named_variables(backbone):
 
 
 def weight_and_bias(name, layer):
-    """The variables of a normalization or a dense layer under Hugging Face's names for both."""
+    """The two variables of a dense or normalization layer, named as PyTorch names them."""
     is_norm = hasattr(layer, "gamma")
     weight, bias = (layer.gamma, layer.beta) if is_norm else (layer.kernel, layer.bias)
     return {f"{name}.weight": weight, f"{name}.bias": bias}

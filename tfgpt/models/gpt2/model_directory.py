@@ -34,7 +34,7 @@ def write_model_files(model, directory):
     write_files(directory, config, tensors, tokenizer)
 
 
-def write_files(directory, config, tensors, tokenizer):
+def write_files(directory, config, tensors, tokenizer, generation_config=None):
     """Writes config.json, generation_config.json, the tokenizer's files and model.safetensors, each atomically.
 
     config.json comes last: a directory that has one is whole.
@@ -44,14 +44,17 @@ def write_files(directory, config, tensors, tokenizer):
         config: the contents of config.json.
         tensors: NumPy arrays under Hugging Face's names.
         tokenizer: see `tfgpt.text`, or None.
+        generation_config: the contents of generation_config.json; by default those of a GPT-2.
 
     Raises:
         UserError: if a file cannot be written.
     """
     directory = pathlib.Path(directory)
     if tokenizer is not None:
-        tokenizer.save(directory, model_max_length=config["n_positions"])
-    generation_config = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
+        window = config["n_positions"] if "n_positions" in config else config["max_position_embeddings"]
+        tokenizer.save(directory, model_max_length=window)
+    if generation_config is None:
+        generation_config = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
     write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
     write_weights(directory / WEIGHTS, tensors)
     write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
@@ -121,31 +124,30 @@ def read_weights(backbone, path):
         if output := names.pop(hugging_face.OUTPUT_PROJECTION, None):
             embedding = names.get(hugging_face.EMBEDDING)
             check_tied(file[output], None if embedding is None else file[embedding], path)
-        assign_stored(variables, names, file, path)
+        assign_stored(variables, names, file)
 
 
-def assign_stored(variables, names, file, path, transposed=()):
-    """Assigns the tensors of an open file to variables, when all are there and of the right shapes.
+def assign_stored(variables, names, file, transposed=()):
+    """Assigns a file's tensors to variables, when all of them are there and fit.
 
     Args:
         variables: by full name.
-        names: the stored name by the full one.
+        names: the name in the file by full name.
         file: a `SafetensorsFile`.
-        path: of the file, for messages.
         transposed: full names of matrices that the file has transposed.
 
     Raises:
-        UserError: if the file has other tensors than these, or of other shapes, or none of floats.
+        UserError: if the tensors are not those of the variables, naming them.
     """
-    _check_names(path, set(names), set(variables))
+    _check_names(file.path, set(names), set(variables))
     for full, variable in variables.items():
         name = names[full]
         found, shape = file.tensors[name], tuple(variable.shape)
         shape = shape[::-1] if full in transposed else shape
         if found.shape != shape:
-            raise UserError(f"{path} has {name} of shape {found.shape}, expected {shape}")
+            raise UserError(f"{file.path} has {name} of shape {found.shape}, expected {shape}")
         if found.dtype not in FLOATS:
-            raise UserError(f"{path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
+            raise UserError(f"{file.path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
     for full, variable in variables.items():
         tensor = file[names[full]]
         if full in transposed:
