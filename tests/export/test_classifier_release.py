@@ -47,18 +47,18 @@ def texts():
     return sorted(set(lines), key=lines.index)[:200]
 
 
-@pytest.fixture(scope="module", params=["encoder", "gpt2"])
-def exported(request, texts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def exported(texts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
     tokenizer = BytePairTokenizer.train(texts, 600)
     fitting = [text for text in texts if len(tokenizer.encode(text)) <= 48][:24]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": t, "label": "bad"}) + "\n" for t in fitting))
-    model = classifier(request.param, tokenizer)
+    model = classifier("encoder", tokenizer)
     model.save_to_preset(folder / "model")
     reports = export_release(folder / "model", folder / "release", name="served", text=folder / "texts.jsonl")
     made = {"path": folder / "release", "model": model, "directory": folder / "model", "texts": fitting}
     made["loaded"] = tf.saved_model.load(str(folder / "release/saved_model/served/1"))
-    return types.SimpleNamespace(**made, data=folder / "texts.jsonl", reports=reports, kind=request.param)
+    return types.SimpleNamespace(**made, data=folder / "texts.jsonl", reports=reports)
 
 
 @pytest.fixture
@@ -114,13 +114,15 @@ def test_the_onnx_model_is_in_optimums_layout(exported):
     assert set(named_variables(exported.model)) <= stored
 
 
-def test_another_encoder_as_onnx(texts, tmp_path):
-    """Post-norm, sinusoidal positions, the first token, another activation."""
-    model = classifier("post-norm", BytePairTokenizer.train(texts, 600))
+@pytest.mark.parametrize("kind, formats", [("post-norm", ["onnx"]), ("gpt2", ["saved_model", "onnx"])])
+def test_other_classifiers(texts, tmp_path, kind, formats):
+    """Post-norm, sinusoidal positions, the first token, another activation; and GPT-2."""
+    model = classifier(kind, BytePairTokenizer.train(texts, 600))
     (tmp_path / "texts.txt").write_text("\n".join(text for text in texts[:40] if len(text) <= 48))
     model.save_to_preset(tmp_path / "model")
-    [report] = export_release(tmp_path / "model", tmp_path / "r", text=tmp_path / "texts.txt", formats=["onnx"])
-    assert report.passed and report.texts > 9
+    reports = export_release(tmp_path / "model", tmp_path / "r", text=tmp_path / "texts.txt", formats=formats)
+    assert [report.runtime for report in reports] == formats
+    assert all(report.passed and report.texts > 9 for report in reports)
 
 
 # === Runtimes ===
@@ -280,8 +282,8 @@ def test_a_failed_export_leaves_nothing(exported, tmp_path, monkeypatch):
 
     convert = classifier_formats.convert
 
-    def damaged(model, weights):
-        made = convert(model, weights)
+    def damaged(model):
+        made = convert(model)
         value = made.graph.initializers["score.weight"]
         value.const_value = type(value.const_value)(value.const_value.numpy() * 1.01, name="score.weight")
         return made

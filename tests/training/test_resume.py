@@ -16,7 +16,7 @@ import safetensors.numpy
 from tfgpt.errors import UserError
 from tfgpt.models import GPT2CausalLM
 from tfgpt.text import CharacterTokenizer, prepare
-from tfgpt.training import run_report
+from tfgpt.training import language_modeling
 from tfgpt.training.callbacks import Checkpoints, EarlyStopping, read_rows
 from tfgpt.training.resume import as_begun, is_unfinished
 from tfgpt.training.run_config import RunConfig
@@ -195,7 +195,7 @@ def test_a_run_that_ended_in_its_last_evaluation_takes_no_more_steps(unbroken, u
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_report, "evaluate_tokens", killed)
+        patch.setattr(language_modeling, "evaluate_tokens", killed)
         with pytest.raises(KeyboardInterrupt):
             train(continued(unfinished, ended))
     assert not (unfinished / "training" / "summary.json").exists()

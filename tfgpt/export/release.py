@@ -36,7 +36,7 @@ QUANTIZED = ("int8", "int8_weight_only", "int4")
 EXTRA_VARIANTS = (*QUANTIZED, "float16")
 # model_type in config.json → the module that exports such models, by its `export` and `prove`; GPT-2 is exported here.
 KINDS = {"tfgpt_encoder_decoder": "tfgpt.export.translator_release"}
-CLASSIFIERS = "tfgpt.export.classifier_release"  # which other types have, too: a GPT-2 may be one
+CLASSIFIERS = "tfgpt.export.classifier_release"  # the same for classifiers, whose model_type may be GPT-2's
 EXPORTERS = ("tensorflow", "keras", "tf2onnx", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 COPIED = (
     "config.json",
@@ -143,8 +143,8 @@ def _other_kind(directory):
     """The module that exports models of the kind in this directory; None of GPT-2's kind, which this one does."""
     path = pathlib.Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
-    module = CLASSIFIERS if is_classifier(config) else KINDS.get(config.get("model_type"))
-    return module and importlib.import_module(module)
+    kind = CLASSIFIERS if is_classifier(config) else KINDS.get(config.get("model_type"))
+    return None if kind is None else importlib.import_module(kind)
 
 
 def copy_model_files(model_directory, release):

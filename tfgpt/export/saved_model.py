@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.saved_model import fingerprinting_utils
 
 from tfgpt.export.signatures import TextSignatures, TokenSignatures
 from tfgpt.export.translation_signatures import TranslationSignatures
@@ -65,7 +67,7 @@ def export_translation_saved_model(model, path, settings):
     write_saved_model(path, model, tokenizer, served, text, examples)
 
 
-def write_saved_model(path, model, tokenizer, served, text=None, examples=None):
+def write_saved_model(path, model, tokenizer, served, text=None, examples=None, methods=None):
     """Writes the variables of a model, each once, a tokenizer, signatures and their warm-up requests.
 
     Args:
@@ -74,6 +76,7 @@ def write_saved_model(path, model, tokenizer, served, text=None, examples=None):
         tokenizer: one for a graph, or None.
         served: what has `functions()`, name → `tf.function`.
         text, examples: of warm-up requests (see `tfgpt.export.warm_up`).
+        methods: signature → TensorFlow Serving's method, of those that are not for Predict.
 
     Raises:
         OSError: if it cannot be written.
@@ -86,14 +89,20 @@ def write_saved_model(path, model, tokenizer, served, text=None, examples=None):
     signatures = {name: function.get_concrete_function() for name, function in served.functions().items()}
     try:
         tf.saved_model.save(module, str(path), signatures=signatures)
+        for signature, method in (methods or {}).items():
+            _name_method(path, signature, method)
         write_warm_up(path, signatures, text, examples)
-    except tf.errors.OpError as error:
-        raise os_error(error) from error
+    except tf.errors.OpError as error:  # how TensorFlow reports a full disk; the reason is the message's last part
+        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 
 
-def os_error(error):
-    """What TensorFlow says of a full disk, as an OSError: the reason is the message's last part."""
-    return OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0])
+def _name_method(path, signature, method):
+    """Says in saved_model.pb which of TensorFlow Serving's methods a signature is for, where `save` writes Predict."""
+    file = path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    saved.meta_graphs[0].signature_def[signature].method_name = method
+    file.write_bytes(saved.SerializeToString(deterministic=True))
+    fingerprinting_utils.write_fingerprint(str(path))  # of what is there now
 
 
 def example_text(tokenizer):

@@ -18,24 +18,6 @@ from tfgpt.runtime.runner import Runner
 from tfgpt.runtime.translator import Translator
 
 
-def load_newest(release):
-    """The newest version under `saved_model/NAME/` of a release directory: its path, and what TensorFlow loads of it.
-
-    Raises:
-        UserError: if there is no SavedModel, or TensorFlow cannot load it.
-    """
-    folder = pathlib.Path(release) / "saved_model"
-    versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
-    if not versions:
-        raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
-    path = max(versions, key=lambda path: int(path.name))
-    try:
-        return path, tf.saved_model.load(str(path))
-    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}") from error
-
-
 class SavedModelClassifier(ClassifierRunner):
     """Runs the newest version of a classifier: text by its own tokenizer, in the graph.
 
@@ -238,6 +220,24 @@ class SavedModelTranslator(Translator):
         _, specifications = function.structured_input_signature
         tensors = {name: tf.constant(value, specifications[name].dtype) for name, value in inputs.items()}
         return {name: tensor.numpy() for name, tensor in function(**tensors).items()}
+
+
+def load_newest(release):
+    """The path and the module of the newest version under `saved_model/NAME/` of a release directory.
+
+    Raises:
+        UserError: if there is no SavedModel, or TensorFlow cannot load it.
+    """
+    folder = pathlib.Path(release) / "saved_model"
+    versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
+    if not versions:
+        raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
+    path = max(versions, key=lambda path: int(path.name))
+    try:
+        return path, tf.saved_model.load(str(path))
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}") from error
 
 
 def _sentence(error):

@@ -66,7 +66,7 @@ def read_labelled(paths, text_column=None, label_column=None):
             raise UserError(f"{path} is no file of labelled text, expected a name that ends in {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise UserError(f"{path} is missing, expected a file of labelled text")
-        rows = _json_rows(path) if suffix == ".jsonl" else _table_rows(path, suffix)
+        rows = json_rows(path) if suffix == ".jsonl" else _table_rows(path, suffix)
         columns = (_Fields if suffix == ".jsonl" else _Columns)(path, text_column, label_column)
         before = len(examples)
         for line, row in rows:
@@ -250,7 +250,15 @@ def _table_rows(path, suffix):
         raise UserError(f"{path}, line {first} is malformed, expected CSV: {error}") from error
 
 
-def _json_rows(path):
+def json_rows(path):
+    """Pairs (line number, object) of a JSON Lines file, which may be compressed by gzip.
+
+    Raises:
+        UserError: for a file that is missing, and a line that is empty or no object, naming it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing, expected a file of JSON lines")
     for number, line in _lines(path):
         _check_filled(path, number, line.strip())
         try:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfgpt.classification import pad_right
 from tfgpt.errors import UserError
-from tfgpt.text.permutation import KeyedPermutation
+from tfgpt.text.permutation import EpochOrder
 from tfgpt.text.windows import PREFETCH, rows_of_pipeline, without_autotune
 
 POOL = 32  # batches whose texts are sorted by length among each other
@@ -47,7 +47,7 @@ class LabelledSampler:
         self.lengths = np.array([len(row) for row in rows])
         self.batch_size, self.seed, self.width = batch_size, seed, width
         self.bucket, self.token_dropout = bucket, token_dropout
-        self._order = functools.lru_cache(maxsize=4)(lambda epoch: KeyedPermutation(len(rows), (seed, epoch)))
+        self._texts = EpochOrder(len(rows), seed)
         self._pool = functools.lru_cache(maxsize=2)(self._draw_pool)
 
     def batch(self, step):
@@ -63,14 +63,6 @@ class LabelledSampler:
             rows = [self._thin(row, random) for row in rows]
         width = self.width or rounded_width(max(map(len, rows)))
         return *pad_right(rows, width), self.classes[chosen]
-
-    def _texts(self, samples):
-        """Which texts samples are: sample i belongs to epoch i // N."""
-        epochs, places = np.divmod(samples, len(self.rows))
-        texts = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            texts[epochs == epoch] = self._order(int(epoch))(places[epochs == epoch])
-        return texts
 
     def _draw_pool(self, number):
         size = POOL * self.batch_size

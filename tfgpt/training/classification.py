@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.atomic import write_text
-from tfgpt.checksum import sha256_of_file
 from tfgpt.errors import UserError
 from tfgpt.json_file import read_json
 from tfgpt.models.classifier import EncoderBackbone, GPT2Classifier
@@ -18,7 +17,6 @@ from tfgpt.models.classifier.model_directory import read_weights, write_model_fi
 from tfgpt.models.gpt2 import preset_config
 from tfgpt.models.gpt2.model_directory import WEIGHTS
 from tfgpt.text import (
-    KeyedPermutation,
     LabelledSampler,
     class_numbers,
     collect_labels,
@@ -33,13 +31,13 @@ from tfgpt.text.corpus import TextString
 from tfgpt.training.classification_config import BALANCED
 from tfgpt.training.classification_report import report
 from tfgpt.training.classifier_fit import TrainingEncoderClassifier, TrainingGPT2Classifier
+from tfgpt.training.data_files import check_files, hold_out, remember_files
 from tfgpt.training.distributed_fit import distributed_model_class
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.run_directory import replace_run
 from tfgpt.training.task import Task, check_heads, compile_for_fit
 
 ENCODER = {"num_layers": 2, "num_heads": 4, "hidden_dim": 128, "max_sequence_length": 128, "dropout": 0.1}
-SPLIT = 3  # beside the seed, keys which texts are held out
 
 
 class Classification(Task):
@@ -75,8 +73,7 @@ class Classification(Task):
         self._open(model, tokenizer, train, validation)
         replace_run(directory)
         tokenizer.save(directory / "training" / "tokenizer")
-        remembered = {"labels": labels, "files": self._checksums()}
-        write_text(directory / "training" / "data.json", json.dumps(remembered, indent=2) + "\n")
+        remember_files(directory / "training", self._files(), labels=labels)
         held_out = [json.dumps({"text": one.text, "label": one.label}, ensure_ascii=False) for one in validation]
         write_text(directory / "training" / "validation.jsonl", "\n".join(held_out) + "\n")  # which an export checks by
         write_text(directory / "training" / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -86,13 +83,7 @@ class Classification(Task):
         self.config = config
         training = pathlib.Path(config.out) / "training"
         observer.stage("checking the texts of the unfinished run")
-        before = read_json(training / "data.json")
-        for path, checksum in self._checksums().items():
-            if before["files"].get(path) != checksum:
-                raise UserError(
-                    f"{path} has changed, expected it as the unfinished run in {config.out} began with it; --overwrite "
-                    "starts anew"
-                )
+        before = check_files(training, self._files(), config.out)
         tokenizer = load_tokenizer(training / "tokenizer")
         with distribution.scope():
             model = self._model(tokenizer, before["labels"])
@@ -106,14 +97,7 @@ class Classification(Task):
         texts = read_labelled(config.data, *columns)
         if config.validation_data:
             return texts, read_labelled(config.validation_data, *columns)
-        held_out = round(len(texts) * config.validation_fraction)
-        if not 0 < held_out < len(texts):
-            raise UserError(
-                f"{', '.join(config.data)} has {len(texts)} texts, expected enough to hold out "
-                f"{config.validation_fraction:.0%} of them, or validation_data"
-            )
-        order = KeyedPermutation(len(texts), (config.seed, SPLIT))(np.arange(len(texts)))
-        return [texts[i] for i in sorted(order[held_out:])], [texts[i] for i in sorted(order[:held_out])]
+        return hold_out(texts, config.validation_fraction, config.seed, config.data)
 
     def _tokenizer(self, train):
         config = self.config
@@ -188,12 +172,8 @@ class Classification(Task):
             )
         return np.array([given[label] for label in labels], np.float32)
 
-    def _checksums(self):
-        files = [*self.config.data, *(self.config.validation_data or ())]
-        for path in files:
-            if not pathlib.Path(path).is_file():
-                raise UserError(f"{path} is missing, expected a file of labelled text")
-        return {str(path): sha256_of_file(pathlib.Path(path)) for path in files}
+    def _files(self):
+        return [*self.config.data, *(self.config.validation_data or ())]
 
     # === What the trainer asks for ===
 

@@ -12,6 +12,7 @@ from tfgpt.models.gpt2 import GPT2Backbone, model_directory, preset_config
 from tfgpt.text import sequential_windows, training_windows
 from tfgpt.training.arrangement import arrange
 from tfgpt.training.distributed_fit import distributed_model_class
+from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.recompute import recompute_blocks
 from tfgpt.training.resume import open_tokens
@@ -42,8 +43,7 @@ class LanguageModeling(Task):
         model_config = self._model_config()
         observer.stage("tokenizing")
         tokenizer = data.tokenizer(config.vocabulary_size or model_config["vocabulary_size"])
-        with distribution.scope():
-            model = make_model(config, model_config, tokenizer)
+        model = self._make_model(config, tokenizer, distribution, initialize=True)
         # Tokens come to their place, and an older model goes, only when nothing that was given can be wrong any more.
         with staging(directory) as tokens:
             self._open(config, model, *data.splits(tokenizer, tokens))
@@ -58,9 +58,16 @@ class LanguageModeling(Task):
     def reopen(self, config, observer, distribution):
         observer.stage("checking the tokens of the unfinished run")
         tokenizer, train_split, validation_split = open_tokens(config, pathlib.Path(config.out) / "training")
+        model = self._make_model(config, tokenizer, distribution, initialize=False)
+        self._open(config, model, train_split, validation_split)
+        return model
+
+    def _make_model(self, config, tokenizer, distribution, initialize):
+        """The model, with the weights of the one that is fine-tuned if there is one, unless others are to come."""
         with distribution.scope():
             model = make_model(config, self._model_config(), tokenizer)
-        self._open(config, model, train_split, validation_split)
+            if initialize and config.init is not None:
+                self.read_weights(model, pathlib.Path(config.init))
         return model
 
     def _open(self, config, model, train_split, validation_split):
@@ -70,7 +77,9 @@ class LanguageModeling(Task):
         self.tokens_per_step = config.batch_size * self.window
 
     def _model_config(self):
-        return preset_config(self.config.preset) | self.config.model_overrides()
+        config = self.config
+        sizes = preset_config(config.preset) if config.init is None else model_directory.read_config(config.init)
+        return sizes | config.model_overrides()
 
     def training(self, step=0, num_pipelines=1, pipeline=0):
         batch_size, seed = self.config.batch_size, self.config.seed
@@ -98,7 +107,10 @@ class LanguageModeling(Task):
         return utilization_of(model)
 
     def report(self, directory, model, callbacks, utilization, interrupted):
-        return report(directory, model, self.validation_split, callbacks, utilization, interrupted)
+        split = self.validation_split
+        tokens = split.read(0, split.num_tokens)
+        evaluation = evaluate_tokens(model, tokens, split.num_bytes, stride=self.window)
+        return report(directory, model, evaluation, callbacks, utilization, interrupted)
 
 
 def make_model(config, model_config, tokenizer):
@@ -111,8 +123,11 @@ def make_model(config, model_config, tokenizer):
     """
     check_heads(model_config)
     config = arrange(config, model_config["hidden_dim"])
-    model_config["vocabulary_size"] = tokenizer.vocabulary_size
-    model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
+    if config.init is None:
+        model_config["vocabulary_size"] = tokenizer.vocabulary_size
+        model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
+    else:
+        model_directory.check_vocabulary(tokenizer, model_config["vocabulary_size"], config.init)
     backbone = GPT2Backbone(**model_config, dtype=config.precision)
     if config.recompute:
         if backbone.dropout:

@@ -15,7 +15,8 @@ class RunConfig(FitConfig):
     Args:
         data: files, folders, globs, or "stdlib" for the Python standard library's source; or directories that
             `tfgpt prepare` has made.
-        preset: the size that the fields below override ("gpt2", "gpt2-mini", ...).
+        init: the model directory of a GPT-2 to go on from, whose sizes, weights and tokenizer are taken: fine-tuning.
+        preset: without `init`, the size that the fields below override ("gpt2", "gpt2-mini", ...).
         data_weights: how often windows come from each of several prepared directories, in any unit; by default as many
             as they have tokens.
         tokenizer: "bpe" and "character" are trained on the data; a directory with tokenizer.json, or vocab.json and
@@ -47,6 +48,7 @@ class RunConfig(FitConfig):
     task: str = "language_modeling"
     data: list[str]
     data_weights: list[float] | None = None
+    init: str | None = None
     preset: str = "gpt2-mini"
     tokenizer: str = "bpe"
     vocabulary_size: int | None = None
@@ -75,6 +77,8 @@ class RunConfig(FitConfig):
         if not self.data:
             raise UserError("data is empty, expected files, folders, globs or 'stdlib'")
         super().__post_init__()
+        if self.init is not None:
+            self._check_init()
         self._expect("validation_batches", self.validation_batches >= 1, "at least 1")
         for name in ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "max_bytes"):
             self._expect(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
@@ -85,6 +89,13 @@ class RunConfig(FitConfig):
         whole = divides(self.accumulate_steps, self.batch_size)
         self._expect("accumulate_steps", whole, f"a divisor of the batch_size {self.batch_size}")
         self._expect("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+
+    def _check_init(self):
+        names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+        for name in names:
+            self._expect(name, getattr(self, name) is None, "none with init, whose sizes are taken")
+        self._expect("tokenizer", self.tokenizer in ("bpe", self.init), "none with init, whose tokenizer is taken")
+        self.tokenizer = self.init
 
     def model_overrides(self):
         """The `GPT2Backbone` arguments that the run sets."""

@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 from tfgpt.atomic import write_text
-from tfgpt.training.evaluation import evaluate_tokens
 from tfgpt.training.loss_curve import plot_loss_curve
 
 
@@ -84,13 +83,13 @@ class RunObserver:
         """Training has ended."""
 
 
-def report(directory, model, validation_split, callbacks, utilization, interrupted):
-    """Evaluates the best weights on the whole validation split, and writes what there is to say of a run.
+def report(directory, model, evaluation, callbacks, utilization, interrupted):
+    """Writes what there is to say of a run.
 
     Args:
         directory: the model directory, a `pathlib.Path`.
         model: with the best weights.
-        validation_split: a `TokenSplit`.
+        evaluation: the `Evaluation` of its best weights on all that was held out.
         callbacks: the run's `RunCallbacks`.
         utilization: a `ModelFlopsUtilization`, or None.
         interrupted: whether Ctrl-C ended the run.
@@ -99,9 +98,6 @@ def report(directory, model, validation_split, callbacks, utilization, interrupt
         The `TrainingResult`.
     """
     training, records = directory / "training", callbacks.records
-    tokens = validation_split.read(0, validation_split.num_tokens)
-    window = model.backbone.max_sequence_length
-    evaluation = evaluate_tokens(model, tokens, validation_split.num_bytes, stride=window)
     plot_loss_curve(training / "loss.png", records.losses("loss"), records.losses("validation_loss"))
     speeds = sorted(row["tokens_per_second"] for row in records.rows if "tokens_per_second" in row)
     speed = speeds[len(speeds) // 2]

@@ -26,6 +26,7 @@ from tfgpt.training.wandb_log import WandbLog
 # Where each task is: the module of this room, and the class.
 TASKS = {
     "language_modeling": ("language_modeling", "LanguageModeling"),
+    "instruction_tuning": ("instruction_tuning", "InstructionTuning"),
     "translation": ("translation", "Translation"),
     "classification": ("classification", "Classification"),
 }

@@ -149,8 +149,14 @@ def assign_stored(variables, names, file, transposed=()):
         if found.dtype not in FLOATS:
             raise UserError(f"{file.path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
     for full, variable in variables.items():
+        tensor = file[names[full]]
         if full in transposed:
-            assign_tensor(variable, file[names[full]].T)
+            tensor = tensor.T
+        if tf.distribute.has_strategy():  # each replica has a copy, of which slices would reach the first alone
+            variable.assign(np.asarray(tensor).astype(variable.dtype))
+            continue
+        if full in transposed:
+            assign_tensor(variable, tensor)
             continue
         for start, rows in file.slices(names[full]):
             _assign(variable, start, rows)
