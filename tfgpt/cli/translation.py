@@ -52,6 +52,8 @@ def translate(
     from tfgpt.training.translation_scores import score_translations
 
     translator = EncoderDecoderTransformer.from_preset(model)
+    if file is not None:
+        _check_lines(translator, sources, file)
     settings = {"num_beams": num_beams, "length_penalty": length_penalty, "max_new_tokens": max_new_tokens}
     with show_fraction("translating") as on_progress:
         translations = translator.translate(sources, on_progress=on_progress, **settings)
@@ -67,3 +69,14 @@ def translate(
             print(line) if out is not None else STDERR.print(line, highlight=False, soft_wrap=True)
         figures |= dataclasses.asdict(scores)
     write_json(json, figures)
+
+
+def _check_lines(translator, sentences, file):
+    """Refuses a file with a sentence that is longer than the window, naming its line."""
+    window = translator.backbone.max_sequence_length
+    for line, token_ids in enumerate(translator.tokenizer.encode_batch(sentences), start=1):
+        if len(token_ids) >= window:
+            raise UserError(
+                f"{file}, line {line}: the sentence has {len(token_ids) + 1} tokens with its end, expected at most the "
+                f"window's {window}"
+            )
