@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 import keras
+import numpy as np
 import onnx_ir as ir
 import tensorflow as tf
 from tf2onnx.optimizer import (
@@ -61,19 +62,33 @@ def export_onnx(model, folder, source=""):
 def convert(model):
     """The decoder step as an `onnx_ir.Model` of standard operators whose weights are still inputs, after the others."""
     inputs, outputs = decoder_inputs(model.backbone), decoder_outputs(model.backbone)
-    weights = named_variables(model.backbone)
+    decoder = convert_step(
+        lambda *tensors: decoder_step(model, *tensors), inputs, outputs, named_variables(model.backbone)
+    )
+    apply_rules(decoder, portable_rules(model.backbone.num_layers))
+    return decoder
 
-    def step(*arguments):
+
+def convert_step(step, inputs, outputs, weights):
+    """A function of tensors and a model's variables as an `onnx_ir.Model`, as tf2onnx writes it.
+
+    Args:
+        step: a function of tensors, one for each of `inputs`, that gives a list of one for each of `outputs`.
+        inputs, outputs: lists of `TensorDescription`.
+        weights: name → variable, those that the function uses; they become inputs, after the others.
+    """
+
+    def with_weights(*arguments):
         state = zip(weights.values(), arguments[len(inputs) :], strict=True)
         with keras.StatelessScope(state_mapping=list(state)):
-            return decoder_step(model, *arguments[: len(inputs)])
+            return step(*arguments[: len(inputs)])
 
     signature = [
         tf.TensorSpec([axis if isinstance(axis, int) else None for axis in tensor.axes], tensor.dtype, f"input_{i}")
         for i, tensor in enumerate(inputs)
     ]
     signature += [tf.TensorSpec(v.shape, v.dtype, f"weight_{i}") for i, v in enumerate(weights.values())]
-    function = tf.function(step, autograph=False, input_signature=signature).get_concrete_function()
+    function = tf.function(with_weights, autograph=False, input_signature=signature).get_concrete_function()
     decoder = ir.from_proto(convert_function(function))
     for domain in set(decoder.opset_imports) - {node.domain for node in decoder.graph}:
         del decoder.opset_imports[domain]  # tf2onnx always declares ai.onnx.ml
@@ -84,7 +99,6 @@ def convert(model):
     described = [*inputs, *outputs]
     for value, tensor in zip([*decoder.graph.inputs[: len(inputs)], *decoder.graph.outputs], described, strict=True):
         value.shape = ir.Shape(tensor.axes)
-    apply_rules(decoder, portable_rules(model.backbone.num_layers))
     return decoder
 
 
@@ -103,9 +117,21 @@ def convert_function(function):
             opset=OPSET,
             input_names=[tensor.name for tensor in function.inputs],
             output_names=[tensor.name for tensor in function.outputs],
+            custom_op_handlers={"Erfc": (_one_less_erf, [])},
         )
     converted = optimize_graph(converted, catch_errors=False, optimizers=OPTIMIZERS)
     return converted.make_model("tfgpt decoder")
+
+
+def _one_less_erf(context, node, name, arguments):
+    """Keras' exact GELU has TensorFlow's Erfc, which neither tf2onnx nor ONNX has: 1 - Erf."""
+    node.type = "Erf"
+    [output] = node.output
+    users = context.find_output_consumers(output)
+    one = context.make_const(f"{name}/one", np.float32(1))
+    difference = context.make_node("Sub", [one.output[0], output], name=f"{name}/complement")
+    for user in users:
+        context.replace_input(user, output, difference.output[0])
 
 
 def can_tune(backbone):
@@ -140,13 +166,23 @@ def tune(decoder, backbone):
 
 def bind_weights(decoder, weights, path):
     """Writes variables to `path`, and turns the inputs of their names into initializers that are there."""
-    graph = decoder.graph
-    inputs = {value.name: value for value in graph.inputs}
-    graph.inputs[:] = [value for name, value in inputs.items() if name not in weights]
+    initialize(decoder, write_weights(weights, path))
+
+
+def write_weights(weights, path):
+    """Writes variables to a file: name → `onnx_ir.ExternalTensor`."""
     with ExternalData(path) as data:
-        for name, variable in weights.items():
-            inputs[name].const_value = data.add(name, variable.numpy())
-            graph.register_initializer(inputs[name])
+        return {name: data.add(name, variable.numpy()) for name, variable in weights.items()}
+
+
+def initialize(decoder, tensors):
+    """Turns a graph's inputs of these names into initializers."""
+    graph = decoder.graph
+    weights = [value for value in graph.inputs if value.name in tensors]
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in tensors]
+    for value in weights:
+        value.const_value = tensors[value.name]
+        graph.register_initializer(value)
 
 
 def _input(name, dtype, axes):

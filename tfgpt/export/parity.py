@@ -68,9 +68,18 @@ class RunnerReport:
     kept_in_float32: list[str] = dataclasses.field(default_factory=list)
     breaches: list[Breach] = dataclasses.field(default_factory=list)
 
+    compared = "ragged batches up to the full window in one pass, prefill then token by token, and greedy continuations"
+
     @property
     def passed(self):
         return not self.breaches
+
+    def outputs(self):
+        """What was generated, and how much of it is the model's, for tables."""
+        found = f"{self.greedy_prompts} × {self.identical_greedy_tokens}/{self.greedy_tokens} tokens"
+        if self.texts:
+            found += f", {self.identical_texts}/{self.texts} texts"
+        return found
 
 
 class Expectation:
@@ -103,7 +112,7 @@ class Expectation:
     def losses(self):
         """The batches that perplexity is measured on, each with the model's losses of its tokens."""
         batches = perplexity_batches(self.tokens, self.reference.window, self.reference.vocabulary_size)
-        return [(batch, losses_of(self.reference, batch)) for batch in batches]
+        return [(batch, text_losses(self.reference, batch)) for batch in batches]
 
 
 def check_parity(reference: Runner, runners, tokens, on_progress=None):
@@ -126,7 +135,7 @@ def check_runner(expected: Expectation, runner: Runner, on_progress=None):
     say = on_progress or (lambda line: None)
     tolerance = TOLERANCES[runner.precision]
     report = RunnerReport(runner.name, runner.precision)
-    totals = _Totals(report, tolerance)
+    totals = Totals(report, tolerance)
     for batch, logits in expected.one_pass:
         say(f"{runner.name}: one pass over {batch.padding_mask.sum()} tokens")
         with breach_on_failure(report, "one pass"):
@@ -166,8 +175,16 @@ def check_cache(report, batch, at_once, cached, limit):
             report.breaches.append(Breach(report.runtime, "cache", prompt, worst, message))
 
 
-def measure_perplexity(report, runner, expected_losses, budget):
-    """Sets the report's perplexity, and adds a breach if it is more than `budget`, if any, above the expected one."""
+def measure_perplexity(report, runner, expected_losses, budget, losses_of=None):
+    """Sets the report's perplexity, and adds a breach if it is more than `budget`, if any, above the expected one.
+
+    Args:
+        report, runner: of the artifact.
+        expected_losses: pairs (batch, the model's losses).
+        budget: as a fraction.
+        losses_of: gives a runner's losses of a batch; by default of a causal language model's.
+    """
+    losses_of = losses_of or text_losses
     report.perplexity_tokens = sum(len(reference) for _, reference in expected_losses)
     found = float(np.exp(np.concatenate([losses_of(runner, batch) for batch, _ in expected_losses]).mean()))
     expected = float(np.exp(np.concatenate([reference for _, reference in expected_losses]).mean()))
@@ -176,7 +193,7 @@ def measure_perplexity(report, runner, expected_losses, budget):
         _check_budget(report, "perplexity", found, expected, budget)
 
 
-def losses_of(runner, batch):
+def text_losses(runner, batch):
     """The cross-entropy of each real token of a batch but the first of its row, in nats."""
     logits = runner.logits(batch.token_ids, batch.padding_mask)
     found = []
@@ -241,7 +258,7 @@ def is_near_tie(reference, prompt, a, b, length, limit):
     return (logits[a[length]] - logits[b[length]]) / max(1.0, np.abs(logits).max()) <= limit
 
 
-class _Totals:
+class Totals:
     """Adds up differences over batches."""
 
     def __init__(self, report, tolerance):

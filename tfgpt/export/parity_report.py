@@ -41,16 +41,12 @@ def _finite(value):
 
 def table(reports):
     """Headings and rows of text, for Markdown and the terminal."""
-    headings = [heading for heading, _, _ in COLUMNS] + ["greedy", "verdict"]
+    headings = [heading for heading, _, _ in COLUMNS] + [reports[0].heading if reports else "outputs", "verdict"]
     rows = []
     for report in reports:
         cells = [form.format(getattr(report, field)) for _, field, form in COLUMNS]
-        greedy = f"{report.greedy_prompts} × {report.identical_greedy_tokens}/{report.greedy_tokens} tokens"
-        if report.texts:
-            greedy += f", {report.identical_texts}/{report.texts} texts"
-        if report.near_ties:
-            greedy += f" ({report.near_ties} near ties)"
-        rows.append([*cells, greedy, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])
+        outputs = report.outputs() + (f" ({report.near_ties} near ties)" if report.near_ties else "")
+        rows.append([*cells, outputs, _verdict(report) if report.passed else f"{len(report.breaches)} breaches"])
     return headings, rows
 
 
@@ -65,12 +61,12 @@ def write_parity_report(directory, reports):
     """Writes parity.json, parity.md and, where matplotlib is installed, parity.png."""
     write_text(directory / "parity.json", json.dumps(to_json(reports), indent=2) + "\n")
     positions = max((report.positions for report in reports), default=0)
+    compared = reports[0].compared if reports else "nothing"
     text = [
         "# Parity",
         "",
-        f"Each runtime against the Keras model on {positions} positions of held-out text: ragged batches up to the "
-        "full window in one pass, prefill then token by token, and greedy continuations. Perplexity is of "
-        f"{max((report.perplexity_tokens for report in reports), default=0)} tokens.",
+        f"Each runtime against the Keras model on {positions} positions of held-out text: {compared}. "
+        f"Perplexity is of {max((report.perplexity_tokens for report in reports), default=0)} tokens.",
         "",
         *_markdown(*table(reports)),
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import importlib
 import json
 import pathlib
 import platform
@@ -21,6 +22,7 @@ from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
 from tfgpt.export.text_parity import check_text
 from tfgpt.export.tolerances import TOLERANCES
 from tfgpt.generation_settings import GenerationSettings
+from tfgpt.json_file import read_json
 from tfgpt.runtime import RUNTIMES, open_runner
 from tfgpt.runtime.release_files import change, read_manifest
 from tfgpt.runtime.runner import with_stop
@@ -30,6 +32,8 @@ from tfgpt.version import __version__
 FORMATS = RUNTIMES  # an export format is named as the runtime that runs it
 QUANTIZED = ("int8", "int8_weight_only", "int4")
 EXTRA_VARIANTS = (*QUANTIZED, "float16")
+# model_type in config.json → the module that exports such models, by its `export` and `prove`; GPT-2 is exported here.
+KINDS = {"tfgpt_encoder_decoder": "tfgpt.export.translator_release"}
 EXPORTERS = ("tensorflow", "keras", "tf2onnx", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 COPIED = (
     "config.json",
@@ -94,14 +98,16 @@ def export_release(
     model_directory, out = pathlib.Path(model_directory), pathlib.Path(out)
     name = name or model_directory.absolute().name
     _check_request(formats, quantize, name)
+    if (kind := _other_kind(model_directory)) is not None:
+        if quantize:
+            raise UserError(f"quantized variants are of language models, expected none of {model_directory}")
+        return kind.export(model_directory, out, formats, name, text, overwrite, on_progress)
     say = on_progress or (lambda line: None)
     with atomic_directory(out, overwrite=overwrite) as release:
         model = load_for_export(model_directory)
         tokens = held_out_tokens(model_directory, model.tokenizer, text)
         _check_variants(quantize, model.backbone, tokens)
-        for file in COPIED:
-            if (model_directory / file).exists():
-                shutil.copyfile(model_directory / file, release / file)
+        copy_model_files(model_directory, release)
         source = model_directory.absolute().name
         _write_formats(model, release, formats, quantize, name, source, served_settings(model_directory, model), say)
         expected = _expectation(model, tokens, say)
@@ -113,7 +119,7 @@ def export_release(
                 wanted = (sensitivity and report.passed) or is_over_budget(report)
                 if report.precision in QUANTIZED and wanted:
                     reports[i] = within_budget(release, report, expected, say)
-        _raise_breaches(reports)
+        raise_breaches(reports)
         write_parity_report(release, reports)
         write_manifest(release, model_directory, reports)
     return reports
@@ -128,6 +134,20 @@ def _check_request(formats, quantize, name):
         raise UserError(f"quantized variants are ONNX files, expected the format onnx, found {', '.join(formats)}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"the model's name is {name!r}, expected letters, digits, '.', '_' and '-'")
+
+
+def _other_kind(directory):
+    """The module that exports models of the kind in this directory; None of GPT-2's kind, which this one does."""
+    path = pathlib.Path(directory) / "config.json"
+    model_type = read_json(path).get("model_type") if path.is_file() else None
+    return importlib.import_module(KINDS[model_type]) if model_type in KINDS else None
+
+
+def copy_model_files(model_directory, release):
+    """Copies the files of a model directory, but the weights, that every release has as they are."""
+    for file in COPIED:
+        if (pathlib.Path(model_directory) / file).exists():
+            shutil.copyfile(pathlib.Path(model_directory) / file, release / file)
 
 
 def _check_variants(variants, backbone, tokens):
@@ -195,7 +215,8 @@ def _openers(release, formats):
     return openers
 
 
-def _raise_breaches(reports):
+def raise_breaches(reports):
+    """Raises a `ParityError` if a report has breaches."""
     if any(report.breaches for report in reports):
         raise ParityError(reports)
 
@@ -215,6 +236,8 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
         ParityError: if an artifact is not the model.
     """
     release = pathlib.Path(release)
+    if (kind := _other_kind(release)) is not None:
+        return kind.prove(release, model_directory, text, report, on_progress)
     runtimes = [runtime for runtime in RUNTIMES if (release / runtime).is_dir()]
     if not runtimes:
         raise UserError(f"{release} holds none of {', '.join(RUNTIMES)}, expected a release directory")
@@ -223,18 +246,23 @@ def prove_release(release, model_directory, text=None, report=None, on_progress=
     expected = _expectation(model, held_out_tokens(model_directory, model.tokenizer, text), on_progress)
     say = on_progress or (lambda line: None)
     reports = [_check(expected, open_one(), release, model, say) for open_one in _openers(release, runtimes)]
-    for name, entry in manifest["files"].items():
-        if message := change(release, name, entry):
-            for owner in _owners(name, reports):
-                owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
+    manifest_breaches(release, manifest, reports)
     for measured in reports:  # what only an export measures
         recorded = manifest.get("quantization", {}).get(measured.runtime, {})
         measured.kept_in_float32 = recorded.get("kept_in_float32", [])
         measured.sensitivity = [Cost(**cost) for cost in recorded.get("sensitivity", [])]
     if report is not None:
         write_parity_report(pathlib.Path(report), reports)
-    _raise_breaches(reports)
+    raise_breaches(reports)
     return reports
+
+
+def manifest_breaches(release, manifest, reports):
+    """Adds a breach to the reports of those that read a file which is not as the manifest says."""
+    for name, entry in manifest["files"].items():
+        if message := change(release, name, entry):
+            for owner in _owners(name, reports):
+                owner.breaches.append(Breach(name, "manifest", 0, 0, message, excess=0.0))
 
 
 def _owners(name, reports):
@@ -245,7 +273,8 @@ def _owners(name, reports):
         reads = report.runtime.startswith("onnx") and name in map(str, (onnx_path(variant), data_path(variant)))
         if reads or (name.startswith(f"{report.runtime}/") and report.runtime == "saved_model"):
             owners.append(report)
-    return owners[:1] or reports[:1]
+    others = [report for report in reports if name.startswith(f"{report.runtime}/")]  # of kinds without variants
+    return (owners or others or reports)[:1]
 
 
 def load_for_export(model_directory):
@@ -264,8 +293,6 @@ def served_settings(model_directory, model):
     path = pathlib.Path(model_directory) / "generation_config.json"
     if not path.is_file():
         return GenerationSettings()
-    from tfgpt.models.gpt2.model_directory import read_json
-
     config = read_json(path)
     try:
         settings = GenerationSettings.from_hugging_face(config)

@@ -43,21 +43,22 @@ class TokenSignatures:
         self.window = model.backbone.max_sequence_length
         self.stop_token_ids = tf.constant(list(stop_token_ids), tf.int32)
         # Functions that the signatures share, so that the model's graph is made and stored twice, not eight times.
-        self._read = _function(
-            self._read_tokens, {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
+        self._read = signature_function(
+            self._read_tokens,
+            {signature_name(tensor): signature_spec(tensor) for tensor in decoder_inputs(self.backbone)},
         )
-        self._decode = _function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
+        self._decode = signature_function(lambda **inputs: decode(_SharedPrefill(self), **inputs), DECODE_SIGNATURE)
 
     def functions(self):
         """Name → `tf.function`, the default among them."""
-        step_inputs = {_name(tensor): _spec(tensor) for tensor in decoder_inputs(self.backbone)}
+        step_inputs = {signature_name(tensor): signature_spec(tensor) for tensor in decoder_inputs(self.backbone)}
         functions = {
-            "generate": _function(self.generate, {**TOKENS, **SETTINGS}),
-            "continue_tokens": _function(self.continue_tokens, DECODE_SIGNATURE),
-            "score_tokens": _function(self.score_tokens, TOKENS),
-            "logits": _function(self.logits, {"token_ids": TOKENS["token_ids"]}),
-            "prefill": _function(self.prefill, TOKENS),
-            "decode_step": _function(self.decode_step, step_inputs),
+            "generate": signature_function(self.generate, {**TOKENS, **SETTINGS}),
+            "continue_tokens": signature_function(self.continue_tokens, DECODE_SIGNATURE),
+            "score_tokens": signature_function(self.score_tokens, TOKENS),
+            "logits": signature_function(self.logits, {"token_ids": TOKENS["token_ids"]}),
+            "prefill": signature_function(self.prefill, TOKENS),
+            "decode_step": signature_function(self.decode_step, step_inputs),
         }
         return {SERVE_DEFAULT: functions["logits"], **functions}
 
@@ -225,7 +226,7 @@ class TokenSignatures:
             position_ids=position_ids,
             training=False,
         )
-        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        names = [signature_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
         return {"hidden_states": hidden, **dict(zip(names, tf.nest.flatten(cache), strict=True))}
 
     def _checked(self, token_ids, padding_mask):
@@ -250,15 +251,15 @@ class TextSignatures(TokenSignatures):
     def __init__(self, model, tokenizer, settings, end_token_id=None):
         super().__init__(model, settings.stop_token_ids)
         self.tokenizer, self.settings, self.end_token_id = tokenizer, settings, end_token_id
-        self._encode = _function(self._encode_text, {"text": TEXT})
+        self._encode = signature_function(self._encode_text, {"text": TEXT})
 
     def functions(self):
         return {
             **super().functions(),
-            SERVE_DEFAULT: _function(self.complete, {"text": TEXT}),
-            "generate_text": _function(self.generate_text, {"text": TEXT, **SETTINGS}),
-            "score": _function(self.score, {"text": TEXT}),
-            "embed": _function(self.embed, {"text": TEXT}),
+            SERVE_DEFAULT: signature_function(self.complete, {"text": TEXT}),
+            "generate_text": signature_function(self.generate_text, {"text": TEXT, **SETTINGS}),
+            "score": signature_function(self.score, {"text": TEXT}),
+            "embed": signature_function(self.embed, {"text": TEXT}),
         }
 
     def complete(self, text):
@@ -360,7 +361,7 @@ class _SharedPrefill:
         if cache_index is not None:
             return self.model.call_with_cache(token_ids, padding_mask, cache, position_ids, cache_index, last_only)
         hidden, cache = self.signatures.read(token_ids, padding_mask)
-        names = [_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
+        names = [signature_name(tensor) for tensor in decoder_outputs(self.backbone)[1:]]
         cache = [cache[name] for name in names]
         return self.model.logits(hidden[:, -1:]), list(zip(cache[0::2], cache[1::2], strict=True))
 
@@ -371,7 +372,7 @@ def pad_rows_left(token_ids, padding_mask):
     return tf.gather(token_ids, order, batch_dims=1), tf.gather(padding_mask, order, batch_dims=1)
 
 
-def _function(method, inputs):
+def signature_function(method, inputs):
     """A `tf.function` that takes tensors in the order of `inputs`, name → `tf.TensorSpec`."""
 
     @tf.function(input_signature=list(inputs.values()), autograph=False)
@@ -381,10 +382,12 @@ def _function(method, inputs):
     return function
 
 
-def _name(tensor):
+def signature_name(tensor):
+    """The name that a `TensorDescription` has in a SavedModel."""
     return tensor.name.replace(".", "_")
 
 
-def _spec(tensor):
+def signature_spec(tensor):
+    """The `tf.TensorSpec` of a `TensorDescription`."""
     shape = [axis if isinstance(axis, int) else None for axis in tensor.axes]
-    return tf.TensorSpec(shape, tensor.dtype, _name(tensor))
+    return tf.TensorSpec(shape, tensor.dtype, signature_name(tensor))

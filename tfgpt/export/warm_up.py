@@ -14,13 +14,14 @@ PLACE = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 NEW_TOKENS = 2  # the first comes from the prompt, the second from the loop
 
 
-def write_warm_up(path, signatures, text=None):
+def write_warm_up(path, signatures, text=None, examples=None):
     """Writes a request of each signature to `path`/assets.extra/tf_serving_warmup_requests.
 
     Args:
         path: the directory of a SavedModel, `NAME/VERSION`.
         signatures: name → concrete function.
         text: a prompt.
+        examples: name → value, of inputs whose value here is to be another, or that have none here.
     """
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -32,12 +33,12 @@ def write_warm_up(path, signatures, text=None):
             request = log.predict_log.request
             request.model_spec.name, request.model_spec.signature_name = path.parent.name, signature
             for spec in tf.nest.flatten(function.structured_input_signature):
-                request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(example_input(spec, text)))
+                request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(example_input(spec, text, examples or {})))
             writer.write(log.SerializeToString())
 
 
-def example_input(spec, text):
-    """A value of a signature's input, of one row with one token of context."""
+def example_input(spec, text, examples):
+    """A value of a signature's input: of `examples`, or of one row with one token of context."""
     values = {
         "text": [text],
         "token_ids": [[0]],
@@ -50,6 +51,7 @@ def example_input(spec, text):
         "input_ids": [[0]],
         "attention_mask": [[1, 1]],
         "position_ids": [[1]],
+        **examples,
     }
     if spec.name in values:
         return tf.constant(values[spec.name], spec.dtype)

@@ -57,16 +57,20 @@ def search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_p
         next_logits: a function (step, tokens (B * beams,), cache) -> (logits (B * beams, 1, V), cache), tokens being
             those of the `step`-th step, from 0; what it holds beside the cache it has for each beam
             (`for_each_beam`).
-        max_new_tokens, num_beams, length_penalty, stop_token_ids: as in `beam_search`.
+        max_new_tokens, length_penalty: scalars as in `beam_search`, or (B,), one a row: requests that share a batch
+            have limits of their own.
+        num_beams, stop_token_ids: as in `beam_search`.
 
     Returns:
-        As `beam_search`.
+        As `beam_search`, N being the largest of `max_new_tokens`.
     """
     batch_size, vocabulary_size = tf.shape(logits)[0], logits.shape[-1]
     logits, cache = for_each_beam((logits, cache), num_beams)
+    num_steps = tf.reduce_max(max_new_tokens)
+    limits, penalties = (tf.broadcast_to(x, [batch_size])[:, None] for x in (max_new_tokens, length_penalty))
 
     def normalized(scores, length):
-        return scores / tf.cast(length, tf.float32) ** length_penalty
+        return scores / tf.cast(length, tf.float32) ** penalties
 
     def extend(step, logits, alive, ended):
         """Extends each hypothesis by every token, and sorts the best into those that ended and those that go on."""
@@ -76,20 +80,27 @@ def search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_p
         scores, indices = tf.math.top_k(scores, k=min(2 * num_beams, num_beams * vocabulary_size))
         parents, new_tokens = indices // vocabulary_size, indices % vocabulary_size
         tokens = tf.gather(alive["tokens"], parents, batch_dims=1)
-        at_step = tf.range(max_new_tokens)[None, None, :] == step
+        at_step = tf.range(num_steps)[None, None, :] == step
         tokens = tf.where(at_step, new_tokens[:, :, None], tokens)
         stops = tf.reduce_any(new_tokens[:, :, None] == stop_token_ids, axis=-1)
 
-        ended_scores = tf.where(stops & (scores > IMPOSSIBLE / 2), normalized(scores, step + 1), IMPOSSIBLE)
-        ended = best(
+        ended = keep(ended, tf.where(stops, scores, IMPOSSIBLE), tokens, step + 1)
+        alive = best({"scores": tf.where(stops, IMPOSSIBLE, scores), "tokens": tokens, "parents": parents})
+        # What is still in the beam counts as ended only where the length ran out.
+        ran_out = limits == step + 1
+        ended = keep(ended, tf.where(ran_out, alive["scores"], IMPOSSIBLE), alive["tokens"], step + 1)
+        return {**alive, "scores": tf.where(ran_out, IMPOSSIBLE, alive["scores"])}, ended
+
+    def keep(ended, scores, tokens, length):
+        """The best of the hypotheses that ended before and of these, which end at `length`."""
+        scores = tf.where(scores > IMPOSSIBLE / 2, normalized(scores, length), IMPOSSIBLE)
+        return best(
             {
-                "scores": tf.concat([ended["scores"], ended_scores], axis=1),
+                "scores": tf.concat([ended["scores"], scores], axis=1),
                 "tokens": tf.concat([ended["tokens"], tokens], axis=1),
-                "lengths": tf.concat([ended["lengths"], tf.fill(tf.shape(stops), step + 1)], axis=1),
+                "lengths": tf.concat([ended["lengths"], tf.fill(tf.shape(scores), length)], axis=1),
             }
         )
-        alive = best({"scores": tf.where(stops, IMPOSSIBLE, scores), "tokens": tokens, "parents": parents})
-        return alive, ended
 
     def best(hypotheses):
         scores, chosen = tf.math.top_k(hypotheses["scores"], k=num_beams)
@@ -97,10 +108,10 @@ def search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_p
         return {"scores": scores, **others}
 
     def can_improve(step, alive, ended):
-        # Scores only fall, and are divided by some length between step + 1 and N.
-        first = alive["scores"][:, 0]
-        bound = tf.maximum(normalized(first, step + 1), normalized(first, max_new_tokens))
-        return tf.reduce_any(bound > ended["scores"][:, -1])
+        # Scores only fall, and are divided by some length between step + 1 and the row's limit.
+        first = alive["scores"][:, :1]
+        bound = tf.maximum(normalized(first, step + 1), normalized(first, limits))
+        return tf.reduce_any((first > IMPOSSIBLE / 2) & (bound > ended["scores"][:, -1:]))
 
     def step_once(step, alive, ended, cache):
         parents = tf.reshape(alive["parents"] + tf.range(batch_size)[:, None] * num_beams, [-1])
@@ -112,30 +123,17 @@ def search_beams(logits, cache, next_logits, max_new_tokens, num_beams, length_p
 
     # At first all beams of a row are the same prompt: only one of them counts.
     first_only = tf.tile([[0.0] + [IMPOSSIBLE] * (num_beams - 1)], [batch_size, 1])
-    no_tokens = tf.zeros([batch_size, num_beams, max_new_tokens], tf.int32)
+    no_tokens = tf.zeros([batch_size, num_beams, num_steps], tf.int32)
     no_lengths = tf.zeros([batch_size, num_beams], tf.int32)
     ended = {"scores": tf.fill([batch_size, num_beams], IMPOSSIBLE), "tokens": no_tokens, "lengths": no_lengths}
     alive, ended = extend(0, logits, {"scores": first_only, "tokens": no_tokens}, ended)
-    step, alive, ended, _ = tf.while_loop(
-        lambda step, alive, ended, cache: (step < max_new_tokens) & can_improve(step, alive, ended),
+    _, _, ended, _ = tf.while_loop(
+        lambda step, alive, ended, cache: (step < num_steps) & can_improve(step, alive, ended),
         step_once,
         (1, alive, ended, cache),
     )
-    # What is still in the beam counts as ended only when the length ran out.
-    alive_scores = tf.where(
-        (step == max_new_tokens) & (alive["scores"] > IMPOSSIBLE / 2),
-        normalized(alive["scores"], max_new_tokens),
-        IMPOSSIBLE,
-    )
-    pool = best(
-        {
-            "scores": tf.concat([ended["scores"], alive_scores], axis=1),
-            "tokens": tf.concat([ended["tokens"], alive["tokens"]], axis=1),
-            "lengths": tf.concat([ended["lengths"], tf.fill(tf.shape(alive_scores), step)], axis=1),
-        }
-    )
     return {
-        "token_ids": pool["tokens"][:, 0],
-        "num_new_tokens": pool["lengths"][:, 0],
-        "score": pool["scores"][:, 0],
+        "token_ids": ended["tokens"][:, 0],
+        "num_new_tokens": ended["lengths"][:, 0],
+        "score": ended["scores"][:, 0],
     }

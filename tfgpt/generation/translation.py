@@ -3,16 +3,16 @@
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.errors import UserError
 from tfgpt.generation.beam_search import for_each_beam, search_beams
 from tfgpt.generation.decoding import continue_rows
-from tfgpt.generation_settings import GenerationSettings
-
-# Sources of a batch have the same width, a multiple of this; how many tokens a translation may have follows from its
-# source's width, so that it does not depend on what else is in the batch.
-WIDTH_MULTIPLE = 8
-
-TOKENS_PER_BATCH = 2048  # of sources, about, over beams
+from tfgpt.translation_sources import (
+    check_sources,
+    decode_translation,
+    default_max_new_tokens,
+    encode_sources,
+    source_batches,
+    translation_settings,
+)
 
 
 def translate(model, texts, num_beams=5, length_penalty=1.0, max_new_tokens=None, on_progress=None, **settings):
@@ -39,19 +39,13 @@ def translate(model, texts, num_beams=5, length_penalty=1.0, max_new_tokens=None
         UserError: for a text that is empty or longer than the window, or settings out of range.
     """
     tokenizer = model.tokenizer
-    if tokenizer is None or tokenizer.eos_token_id is None:
-        raise UserError("the model has no tokenizer with a begin and end of sentence, expected one to translate text")
     batch = [texts] if isinstance(texts, str) else list(texts)
-    for number, text in enumerate(batch):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"text {number} is {text!r}, expected a sentence")
-    special = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    sources = [[*ids, tokenizer.eos_token_id] for ids in tokenizer.encode_batch([text.strip() for text in batch])]
+    sources = encode_sources(tokenizer, batch)
     settings = {"num_beams": num_beams, "length_penalty": length_penalty, **settings}
     found = translate_token_ids(
         model, sources, tokenizer.bos_token_id, tokenizer.eos_token_id, max_new_tokens, on_progress, **settings
     )
-    results = [tokenizer.decode([i for i in tokens if i not in special]).strip() for tokens, _ in found]
+    results = [decode_translation(tokenizer, tokens) for tokens, _ in found]
     return results[0] if isinstance(texts, str) else results
 
 
@@ -69,24 +63,14 @@ def translate_token_ids(model, sources, bos_token_id, eos_token_id, max_new_toke
     Returns:
         A list of pairs (token ids, score): of beam search log-probability / length ** length_penalty, else None.
     """
-    window, vocabulary_size = model.backbone.max_sequence_length, model.backbone.vocabulary_size
-    chosen = GenerationSettings(max_new_tokens=window if max_new_tokens is None else max_new_tokens, **settings)
-    if chosen.max_new_tokens > window:
-        raise UserError(f"max_new_tokens is {max_new_tokens}, expected at most the window's {window}")
-    for number, source in enumerate(sources):
-        if not 1 <= len(source) <= window:
-            raise UserError(f"text {number} has {len(source)} tokens with its end, expected 1 to the window's {window}")
-        if not 0 <= min(source) <= max(source) < vocabulary_size:
-            raise UserError(f"text {number} has token ids outside the vocabulary, expected 0 to {vocabulary_size - 1}")
+    window = model.backbone.max_sequence_length
+    chosen = translation_settings(window, max_new_tokens, **settings)
+    check_sources(sources, window, model.backbone.vocabulary_size)
     seeds = chosen.row_seeds(len(sources))
     results = [None] * len(sources)
     done = 0
-    for rows, width in _batches(sources, window, chosen.num_beams):
-        limit = chosen.max_new_tokens if max_new_tokens is not None else min(2 * width + 16, window)
-        ids = np.zeros((len(rows), width), np.int32)
-        mask = np.zeros((len(rows), width), np.int32)
-        for i, row in enumerate(rows):
-            ids[i, : len(sources[row])], mask[i, : len(sources[row])] = sources[row], 1
+    for rows, ids, mask in source_batches(sources, window, chosen.num_beams):
+        limit = default_max_new_tokens(ids.shape[1], window) if max_new_tokens is None else max_new_tokens
         outputs = _function(model, chosen.num_beams)(
             ids,
             mask,
@@ -108,18 +92,6 @@ def translate_token_ids(model, sources, bos_token_id, eos_token_id, max_new_toke
         if on_progress:
             on_progress(done / len(sources))
     return results
-
-
-def _batches(sources, window, num_beams):
-    """Places of sources of the same width, and that width, longest first: what is too large fails at once."""
-    by_width = {}
-    for row, source in enumerate(sources):
-        width = min(-(-len(source) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, window)
-        by_width.setdefault(width, []).append(row)
-    for width, rows in sorted(by_width.items(), reverse=True):
-        size = max(TOKENS_PER_BATCH // width // num_beams, 8)
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size], width
 
 
 def _function(model, num_beams):
@@ -155,9 +127,10 @@ def translate_by_beam_search(
     Args:
         model: an `EncoderDecoderTransformer`.
         source_ids, source_padding_mask: (B, S) int32, padded on the right.
-        bos_token_id, eos_token_id, max_new_tokens: int32 scalars.
+        bos_token_id, eos_token_id: int32 scalars.
+        max_new_tokens: int32, for all rows or one each, (B,).
         num_beams: a Python int, at most V.
-        length_penalty: a float32 scalar.
+        length_penalty: float32, for all rows or one each, (B,).
 
     Returns:
         As `tfgpt.generation.beam_search`.
@@ -188,7 +161,8 @@ def translate_greedily(
     Args:
         model: an `EncoderDecoderTransformer`.
         source_ids, source_padding_mask: (B, S) int32, padded on the right.
-        bos_token_id, eos_token_id, max_new_tokens: int32 scalars.
+        bos_token_id, eos_token_id: int32 scalars.
+        max_new_tokens: int32, for all rows or one each, (B,).
         temperature, top_k, top_p, repetition_penalty: scalars (see `GenerationSettings`).
         seed: (B,) int64, for sampling.
 
@@ -203,7 +177,7 @@ def translate_greedily(
         cache,
         _next_logits(model, memory_cache, source_padding_mask),
         tf.zeros([batch_size, logits.shape[-1]], tf.bool),  # what the source holds may well be said again
-        tf.fill([batch_size], max_new_tokens),
+        tf.broadcast_to(max_new_tokens, [batch_size]),
         {name: tf.fill([batch_size], value) for name, value in values.items()},
         tf.zeros([batch_size], tf.int64) if seed is None else seed,
         tf.zeros([batch_size], tf.int32),
@@ -219,7 +193,7 @@ def _begin(model, source_ids, source_padding_mask, bos_token_id, max_new_tokens)
         tf.fill([batch_size, 1], bos_token_id),
         memory_cache,
         source_padding_mask,
-        model.backbone.empty_cache(batch_size, max_new_tokens),  # the last token is never read
+        model.backbone.empty_cache(batch_size, tf.reduce_max(max_new_tokens)),  # the last token is never read
         cache_index=0,
         last_only=True,
     )

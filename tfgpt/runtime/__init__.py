@@ -29,3 +29,27 @@ def open_runner(release, runtime, variant="float32", threads=0, verify=True):
 
         return SavedModelRunner(release)
     raise UserError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+
+
+def open_translator(release, runtime, threads=0, verify=True):
+    """The translator of a translation model's release directory.
+
+    Args:
+        release, runtime, threads, verify: as in `open_runner`.
+
+    Raises:
+        UserError: for another runtime, or a release that lacks it or is of another kind of model.
+    """
+    from tfgpt.runtime.release_files import read_release_config
+    from tfgpt.runtime.translator import MODEL_TYPE, SIZES
+
+    config = read_release_config(release, SIZES, MODEL_TYPE)
+    if runtime == "onnx":
+        from tfgpt.runtime.onnx_translator import open_onnx_translator
+
+        return open_onnx_translator(release, config, threads, verify)
+    if runtime == "saved_model":
+        from tfgpt.runtime.saved_model import SavedModelTranslator
+
+        return SavedModelTranslator(release, config)
+    raise UserError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")

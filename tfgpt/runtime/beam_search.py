@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from tfgpt.runtime.sampling import largest
@@ -27,6 +29,13 @@ def beam_search(decoding, batch_size, settings):
     Returns:
         For each prompt the list of its new tokens, a stop token included.
     """
+    return [tokens for tokens, _ in search_beams(decoding, batch_size, settings)]
+
+
+def search_beams(decoding, batch_size, settings, max_new_tokens=None):
+    """`beam_search`, for each prompt a pair (tokens, score); with `max_new_tokens` in place of the settings'."""
+    if max_new_tokens is not None:
+        settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
     num_beams, max_new_tokens = settings.num_beams, settings.max_new_tokens
     shape = (batch_size, num_beams)
     no_tokens = np.zeros((*shape, max_new_tokens), np.int64)
@@ -44,7 +53,8 @@ def beam_search(decoding, batch_size, settings):
         step += 1
     if step == max_new_tokens:  # what is still in the beam counts as ended only when the length ran out
         ended = _keep(ended, alive["scores"], alive["tokens"], step, settings)
-    return [tokens[:length].tolist() for tokens, length in zip(ended["tokens"][:, 0], ended["lengths"][:, 0])]
+    best = zip(ended["tokens"][:, 0], ended["lengths"][:, 0], ended["scores"][:, 0], strict=True)
+    return [(tokens[:length].tolist(), float(score)) for tokens, length, score in best]
 
 
 def _extend(logits, step, alive, ended, settings):

@@ -11,11 +11,16 @@ from tfgpt.errors import UserError
 SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
 
 
-def read_release_config(release):
+def read_release_config(release, sizes=SIZES, kind=None):
     """The contents of a release directory's config.json.
 
+    Args:
+        release: its path.
+        sizes: keys that must be integers.
+        kind: what its `model_type` must be, where it matters.
+
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it is that of another kind of model.
     """
     path = pathlib.Path(release) / "config.json"
     if not path.is_file():
@@ -24,7 +29,11 @@ def read_release_config(release):
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as JSON, expected a release directory that has it: {error}") from error
-    for key in SIZES:
+    if kind is not None and config.get("model_type") != kind:
+        raise UserError(f"{path} has model_type {config.get('model_type')!r}, expected {kind!r}")
+    if kind is None and config.get("is_encoder_decoder"):
+        raise UserError(f"{release} is a translation model's release, expected it with `tfgpt translate`")
+    for key in sizes:
         if not isinstance(config.get(key), int):
             raise UserError(f"{path} has {key} {config.get(key)!r}, expected an integer")
     return config

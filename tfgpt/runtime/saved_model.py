@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.runner import Runner
+from tfgpt.runtime.translator import Translator
 
 
 class SavedModelRunner(Runner):
@@ -28,16 +30,7 @@ class SavedModelRunner(Runner):
 
     def __init__(self, release):
         super().__init__(read_release_config(release))
-        folder = pathlib.Path(release) / "saved_model"
-        versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
-        if not versions:
-            raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
-        self.path = max(versions, key=lambda path: int(path.name))
-        try:
-            self._module = tf.saved_model.load(str(self.path))  # kept: signatures do not keep their variables alive
-        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.path} cannot be loaded by TensorFlow: {reason}") from error
+        self.path, self._module = load_newest(release)  # kept: signatures do not keep their variables alive
         self.signatures = self._module.signatures
         parts = [f"{i}_{part}" for i in range(self.num_layers) for part in ("key", "value")]
         self.past_names = [f"past_key_values_{part}" for part in parts]
@@ -105,3 +98,101 @@ class SavedModelRunner(Runner):
             "repetition_penalty": tf.fill([rows], np.float32(settings.repetition_penalty)),
             "seed": tf.constant(settings.row_seeds(rows), tf.int64),
         }
+
+
+class SavedModelTranslator(Translator):
+    """Runs the newest version under `saved_model/NAME/` of a translation model's release directory.
+
+    Args:
+        release: the release directory.
+        config: the contents of its config.json.
+
+    Raises:
+        UserError: if there is no SavedModel, or TensorFlow cannot load it.
+    """
+
+    name = "saved_model"
+
+    def __init__(self, release, config):
+        super().__init__(config)
+        self.path, self._module = load_newest(release)
+        self.signatures = self._module.signatures
+        layers = range(self.num_layers)
+        names = {
+            stack: [f"{i}_{stack}_{part}" for i in layers for part in ("key", "value")]
+            for stack in ("decoder", "encoder")
+        }
+        self.past_names = [f"past_key_values_{name}" for stack in names.values() for name in stack]
+        self.present_names = {stack: [f"present_{name}" for name in names[stack]] for stack in names}
+
+    def encode(self, source_ids, source_padding_mask):
+        outputs = self._call("encode", source_ids=source_ids, source_padding_mask=source_padding_mask)
+        width = np.shape(source_ids)[1]  # the signature leaves out columns that are padding in all rows
+
+        def widened(tensor):
+            return np.pad(tensor, [(0, 0), (0, 0), (0, width - tensor.shape[2]), (0, 0)])
+
+        return [widened(outputs[name]) for name in self.present_names["encoder"]]
+
+    def step(self, target_ids, source_padding_mask, memory, cache):
+        past = dict(zip(self.past_names, [*cache, *memory], strict=True))
+        outputs = self._call("decode_step", encoder_attention_mask=source_padding_mask, input_ids=target_ids, **past)
+        return outputs["logits"], [outputs[name] for name in self.present_names["decoder"]]
+
+    def logits(self, source_ids, source_padding_mask, target_ids):
+        sources = {"source_ids": source_ids, "source_padding_mask": source_padding_mask}
+        return self._call("logits", **sources, target_ids=target_ids)["logits"]
+
+    def serve(self, texts):
+        """The translations of texts, (B,) strings, by the default signature."""
+        return [text.decode("utf-8") for text in self._call("serving_default", text=texts)["text"]]
+
+    def _translate(self, source_ids, source_padding_mask, limit, settings, seeds):
+        """One call of the `translate_tokens` signature: the whole search runs inside TensorFlow."""
+        if settings.temperature > 0 or settings.repetition_penalty != 1:
+            raise UserError("a SavedModel does not sample translations, expected temperature 0 and no penalty")
+        rows = len(source_ids)
+        try:
+            outputs = self._call(
+                "translate_tokens",
+                source_ids=source_ids,
+                source_padding_mask=source_padding_mask,
+                num_beams=[settings.num_beams] * rows,
+                length_penalty=[settings.length_penalty] * rows,
+                max_new_tokens=[limit] * rows,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(_sentence(error)) from error
+        scores = outputs["scores"].tolist() if settings.num_beams > 1 else [None] * rows
+        rows = zip(outputs["token_ids"], outputs["num_new_tokens"], scores, strict=True)
+        return [(tokens[:length].tolist(), score) for tokens, length, score in rows]
+
+    def _call(self, signature, **inputs):
+        function = self.signatures[signature]
+        _, specifications = function.structured_input_signature
+        tensors = {name: tf.constant(value, specifications[name].dtype) for name, value in inputs.items()}
+        return {name: tensor.numpy() for name, tensor in function(**tensors).items()}
+
+
+def load_newest(release):
+    """The path and the module of the newest version under `saved_model/NAME/` of a release directory.
+
+    Raises:
+        UserError: if there is no SavedModel, or TensorFlow cannot load it.
+    """
+    folder = pathlib.Path(release) / "saved_model"
+    versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
+    if not versions:
+        raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
+    path = max(versions, key=lambda path: int(path.name))
+    try:
+        return path, tf.saved_model.load(str(path))
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}") from error
+
+
+def _sentence(error):
+    """What an assertion in the graph says, without TensorFlow's words around it."""
+    found = re.search(r"assertion failed: \[(.*?)\]", error.message)
+    return found.group(1) if found else error.message.splitlines()[0]

@@ -18,10 +18,10 @@ from tokenizers import pre_tokenizers
 
 LETTER, NUMBER, OTHER, SPACE, END, SPECIAL = range(6)  # a character's class; END lies between texts
 
-_CODE_POINTS = 0x110000
-_SURROGATES = range(0xD800, 0xE000)  # no characters, and absent from valid UTF-8
+CODE_POINTS = 0x110000
+SURROGATES = range(0xD800, 0xE000)  # no characters, and absent from valid UTF-8
 # What joins a batch's texts: a byte that valid UTF-8 does not hold, and the code point that stands for it.
-_SEPARATOR, _SEPARATOR_CODE_POINT = b"\xff", _CODE_POINTS
+_SEPARATOR, _SEPARATOR_CODE_POINT = b"\xff", CODE_POINTS
 
 
 # === Characters ===
@@ -34,10 +34,10 @@ def code_point_classes():
     Returns:
         uint8 array [0x110000] of LETTER, NUMBER, OTHER and SPACE.
     """
-    classes = np.full(_CODE_POINTS, OTHER, np.uint8)
+    classes = np.full(CODE_POINTS, OTHER, np.uint8)
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     # Planes 4 to 13 were never assigned, 15 and 16 are for private use: leaving them out saves most of the time.
-    asked = [i for i in [*range(0x40000), *range(0xE0000, 0xF0000)] if i not in _SURROGATES and chr(i) not in "' "]
+    asked = [i for i in [*range(0x40000), *range(0xE0000, 0xF0000)] if i not in SURROGATES and chr(i) not in "' "]
     # A space or an apostrophe could be in one word with its neighbours; without them each word is of one class.
     for _, (start, stop) in split.pre_tokenize_str("".join(map(chr, asked))):
         first = chr(asked[start])

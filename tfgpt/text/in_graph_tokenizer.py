@@ -14,6 +14,7 @@ from tokenizers import models
 from tfgpt.errors import UserError
 from tfgpt.text.byte_level import byte_of_character, token_bytes
 from tfgpt.text.in_graph_merges import BytePairMerger
+from tfgpt.text.in_graph_normalization import Lowercase
 from tfgpt.text.in_graph_split import CodePointTable, WordSplitter
 from tfgpt.text.tokenizer import BytePairTokenizer, CharacterTokenizer
 
@@ -126,6 +127,8 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
         vocabulary: dict from tokens, in GPT-2's characters for bytes, to ids.
         merges: pairs of tokens, as tuples or as "left right", the lowest rank first.
         special_tokens: tokens of the vocabulary that the text itself may hold, such as "<|endoftext|>".
+        encode_special_tokens: text that looks like one of them is text (the library's option of that name).
+        lowercase: lower-case the text first, as the library's normalizer does.
 
     Raises:
         UserError: if they do not belong together, or if a byte has no token.
@@ -142,23 +145,25 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
     """
 
     @_on_cpu
-    def __init__(self, vocabulary, merges, special_tokens=()):
+    def __init__(self, vocabulary, merges, special_tokens=(), encode_special_tokens=False, lowercase=False):
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
         _check(vocabulary, merges, special_tokens)
         byte_of = byte_of_character()
         bytes_of = {token: token_bytes(token, byte_of) for token in vocabulary}
         special_ids = [vocabulary[token] for token in special_tokens]
         super().__init__({vocabulary[token]: bytes_ for token, bytes_ in bytes_of.items()}, special_ids)
-        self._splitter = WordSplitter([token.encode() for token in special_tokens])
+        found = () if encode_special_tokens else special_tokens
+        self._splitter = WordSplitter([token.encode() for token in found])
+        self._lowercase = Lowercase() if lowercase else None
 
         # Most words are tokens, and need no merging. Not every token is what its own bytes are merged to, though.
         model = models.BPE(vocabulary, merges)
         whole_words = {
             bytes_of[token]: token_id
             for token, token_id in vocabulary.items()
-            if set(token) <= byte_of.keys() and [found.id for found in model.tokenize(token)] == [token_id]
+            if set(token) <= byte_of.keys() and [part.id for part in model.tokenize(token)] == [token_id]
         }
-        whole_words |= {token.encode(): vocabulary[token] for token in special_tokens}
+        whole_words |= {token.encode(): vocabulary[token] for token in found}
         self._whole_words = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
                 tf.constant(list(whole_words), tf.string), tf.constant(list(whole_words.values()), tf.int32)
@@ -177,7 +182,8 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
 
     @_on_cpu
     def encode(self, texts):
-        words, row_splits = self._splitter(valid_utf8(texts))
+        texts = valid_utf8(texts)
+        words, row_splits = self._splitter(texts if self._lowercase is None else self._lowercase(texts))
         # A language's few frequent words are most of its text: each is looked up or merged once a batch.
         words, which = tf.unique(words)
         token_ids = self._whole_words.lookup(words)
@@ -253,7 +259,7 @@ def in_graph_tokenizer(tokenizer):
     """The tokenizer for a graph that gives the ids of one of `tfgpt.text`.
 
     Args:
-        tokenizer: a `BytePairTokenizer` or `CharacterTokenizer`.
+        tokenizer: a `BytePairTokenizer`, a `CharacterTokenizer`, or one of `train_joint_tokenizer`.
 
     Returns:
         An `InGraphBytePairTokenizer` or `InGraphCharacterTokenizer`.
@@ -265,10 +271,11 @@ def in_graph_tokenizer(tokenizer):
     model, added = state["model"], state["added_tokens"]
     if type(tokenizer) is CharacterTokenizer:
         return InGraphCharacterTokenizer(model["vocab"])
-    if type(tokenizer) is not BytePairTokenizer:
+    hides_special_tokens = tokenizer._backend.encode_special_tokens
+    if type(tokenizer) is not BytePairTokenizer and not _is_byte_level(state, hides_special_tokens):
         raise UserError(
             f"a {type(tokenizer).__name__} of {model['type']} cannot run inside a TensorFlow graph; expected GPT-2's "
-            "byte-level BPE or single characters"
+            "byte-level BPE, lower-casing or not, or single characters"
         )
     for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
@@ -279,7 +286,23 @@ def in_graph_tokenizer(tokenizer):
                 raise UserError(f"the added token {token['content']!r} has {key} set; expected it to match as it is")
     # The library gives an added token of the vocabulary the vocabulary's id, and any other its own.
     vocabulary = model["vocab"] | {token["content"]: token["id"] for token in added}
-    return InGraphBytePairTokenizer(vocabulary, model["merges"], [token["content"] for token in added])
+    return InGraphBytePairTokenizer(
+        vocabulary,
+        model["merges"],
+        [token["content"] for token in added],
+        encode_special_tokens=hides_special_tokens,
+        lowercase=state["normalizer"] is not None,
+    )
+
+
+def _is_byte_level(state, hides_special_tokens):
+    """Whether a tokenizer's JSON is that of `train_joint_tokenizer`: GPT-2's words, maybe of lower-cased text."""
+    split = state["pre_tokenizer"] or {}
+    words = (split.get("type"), split.get("use_regex"), split.get("add_prefix_space")) == ("ByteLevel", True, False)
+    normalized = state["normalizer"] in (None, {"type": "Lowercase"})
+    hidden = hides_special_tokens and all(token["special"] for token in state["added_tokens"])
+    decoded = (state["decoder"] or {}).get("type") == "ByteLevel"
+    return state["model"]["type"] == "BPE" and words and normalized and hidden and decoded
 
 
 # === What errors say ===
