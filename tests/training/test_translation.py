@@ -148,6 +148,12 @@ def test_bad_input_to_translate_is_one_sentence(run, capsys, arguments, sentence
     assert error.startswith(f"tfgpt: {sentence}") and "\n" not in error
 
 
+def test_a_long_line_of_a_file_is_named(run, tmp_path, capsys):
+    (tmp_path / "text").write_text("red dog\n" + "word " * 40 + "\n")
+    assert main(["translate", str(run[0]), "--file", str(tmp_path / "text")]) == 2
+    assert capsys.readouterr().err.strip().startswith(f"tfgpt: {tmp_path / 'text'}, line 2: the sentence has ")
+
+
 # === Runs ===
 
 
