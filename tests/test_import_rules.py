@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "weights": {"models", "text"},
     "export": {"models", "text", "generation", "runtime"},
     "runtime": set(),
+    "experiments": {"layers", "models", "text", "training"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 

@@ -32,6 +32,15 @@ def test_formulas(epsilon):
     assert block.norm is None and len(block.weights) == 2
 
 
+def test_formulas_without_a_residual_connection():
+    block, f = made("pre", residual=False)
+    np.testing.assert_allclose(block(x), f(normalize(x, *block.norm.get_weights(), 1e-5)), atol=1e-4)
+    block, f = made("post", residual=False)
+    np.testing.assert_allclose(block(x), normalize(f(x), *block.norm.get_weights(), 1e-5), atol=1e-4)
+    block, f = made("none", residual=False)
+    np.testing.assert_allclose(block(x), f(x), atol=1e-4)
+
+
 def test_unknown_normalization():
     with pytest.raises(ValueError, match="'sandwich', expected one of pre, post, none"):
         ResidualBlock(keras.layers.Dense(8), normalization="sandwich")

@@ -37,7 +37,7 @@ CASES = {
     ),
     "ResidualBlock": (
         lambda **d: layers.ResidualBlock(
-            layers.FeedForward(12, **d), normalization="post", dropout=0.2, epsilon=0.1, **d
+            layers.FeedForward(12, **d), normalization="post", dropout=0.2, epsilon=0.1, residual=False, **d
         ),
         [X],
     ),
@@ -57,7 +57,10 @@ CASES = {
         ),
         [X],
     ),
-    "TransformerDecoderBlock": (lambda **d: layers.TransformerDecoderBlock(2, 12, normalization="none", **d), [X]),
+    "TransformerDecoderBlock": (
+        lambda **d: layers.TransformerDecoderBlock(2, 12, normalization="none", residual=False, **d),
+        [X],
+    ),
     "TransformerDecoderBlock cross": (
         lambda **d: layers.TransformerDecoderBlock(2, 12, cross_attention=True, kernel_initializer=NORMAL, **d),
         [X, MEMORY],

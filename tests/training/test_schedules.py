@@ -24,11 +24,16 @@ def wsd(step):  # the last fifth of 2000 steps
     return 1e-3 if step < 1600 else 1e-3 - 9e-4 * (step - 1600) / 400
 
 
-@pytest.mark.parametrize("formula", [cosine, linear, constant, wsd])
+def inverse_sqrt(step):
+    return max(1e-3 * math.sqrt(100 / step), 1e-4)
+
+
+@pytest.mark.parametrize("formula", [cosine, linear, constant, wsd, inverse_sqrt])
 def test_schedules_are_a_warmup_and_their_formula(formula):
     schedule = WarmupDecay(1e-3, 1e-4, warmup_steps=100, steps=2000, name=formula.__name__)
     for step in STEPS:
-        expected = 1e-3 * step / 100 if step < 100 else formula(min(step, 2000))
+        last = step if formula is inverse_sqrt else 2000  # which knows of no end
+        expected = 1e-3 * step / 100 if step < 100 else formula(min(step, last))
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
@@ -37,6 +42,16 @@ def test_without_warmup_it_begins_at_the_top(name):
     schedule = WarmupDecay(1e-2, 0.0, warmup_steps=0, steps=10, name=name)
     assert float(schedule(0)) == pytest.approx(1e-2)
     assert float(schedule(10)) == pytest.approx(1e-2 if name == "constant" else 0.0, abs=1e-9)
+
+
+def test_inverse_sqrt_is_the_papers():
+    """Vaswani et al. 2017, section 5.3, with D 512 and 4000 steps of warm-up; it goes on past the run's steps."""
+    schedule = WarmupDecay((512 * 4000) ** -0.5, 0.0, warmup_steps=4000, steps=10_000, name="inverse_sqrt")
+    for step in (1, 100, 3999, 4000, 4001, 20_000, 100_000):
+        expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+    unwarmed = WarmupDecay(1.0, 0.0, warmup_steps=0, steps=10, name="inverse_sqrt")
+    assert [float(unwarmed(step)) for step in (0, 1, 4)] == pytest.approx([1.0, 1.0, 0.5])
 
 
 def test_cosine_is_keras():

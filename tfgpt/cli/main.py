@@ -10,7 +10,7 @@ import sys
 import jsonargparse
 import yaml
 
-from tfgpt.cli import commands, release_commands, translation
+from tfgpt.cli import commands, experiment_commands, release_commands, translation
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
 from tfgpt.training.tasks import TASKS
@@ -27,6 +27,8 @@ COMMANDS = {
     translation.translate: ("model",),
     commands.evaluate: ("model",),
     commands.plot: ("runs",),
+    experiment_commands.ablate: (),
+    experiment_commands.attention: ("model",),
     release_commands.export: ("model",),
     release_commands.parity: ("release",),
     release_commands.inspect: ("path",),

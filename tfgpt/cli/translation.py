@@ -60,7 +60,7 @@ def translate(
     if len(settings) < len(given):
         settings = default_settings(model) | settings
     with show_fraction("translating") as on_progress:
-        tokenizer, translations = _translate(model, runtime, threads, sources, settings, on_progress)
+        tokenizer, translations = _translate(model, runtime, threads, sources, file, settings, on_progress)
     if out is not None:
         write_text(out, "".join(f"{line}\n" for line in translations))
     else:
@@ -77,7 +77,7 @@ def translate(
     write_json(json, figures)
 
 
-def _translate(model, runtime, threads, sources, settings, on_progress):
+def _translate(model, runtime, threads, sources, file, settings, on_progress):
     """The tokenizer of a model or release, and its translations."""
     if runtime == "keras":
         if (pathlib.Path(model) / "manifest.json").is_file():
@@ -86,6 +86,7 @@ def _translate(model, runtime, threads, sources, settings, on_progress):
         from tfgpt.models import EncoderDecoderTransformer
 
         translator = EncoderDecoderTransformer.from_preset(model)
+        _check_lines(translator.tokenizer, translator.backbone.max_sequence_length, sources, file)
         return translator.tokenizer, translator.translate(sources, on_progress=on_progress, **settings)
     if runtime != "onnx":
         import_tensorflow()
@@ -94,4 +95,15 @@ def _translate(model, runtime, threads, sources, settings, on_progress):
 
     translator = open_translator(model, runtime, threads)
     tokenizer = load_tokenizer(model)
+    _check_lines(tokenizer, translator.window, sources, file)
     return tokenizer, translator.translate(tokenizer, sources, on_progress=on_progress, **settings)
+
+
+def _check_lines(tokenizer, window, sentences, file):
+    """Refuses a file with a sentence that is longer than the window, naming its line."""
+    for line, token_ids in enumerate(tokenizer.encode_batch(sentences if file else ()), start=1):
+        if len(token_ids) >= window:
+            raise UserError(
+                f"{file}, line {line}: the sentence has {len(token_ids) + 1} tokens with its end, expected at most the "
+                f"window's {window}"
+            )

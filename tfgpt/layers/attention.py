@@ -5,6 +5,7 @@ from tfgpt.layers import decoding_kernels
 from tfgpt.layers.dense import Dense, reshapable
 from tfgpt.layers.fusible import fusible
 from tfgpt.layers.masks import causal_mask
+from tfgpt.layers.observation import is_observed, show
 
 # Added to no score, put in its place: exp(MASKED - max) is exactly 0 in float32, and a row whose keys are all masked
 # (a padded query) still has a finite softmax, where minus infinity would give NaN.
@@ -135,11 +136,12 @@ class MultiHeadAttention(keras.layers.Layer):
         if use_causal_mask:
             causal = causal_mask(ops.shape(q)[2], ops.shape(k)[2], offset)
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
-        dtype = "float32" if return_attention_weights else self.compute_dtype
+        dtype = "float32" if return_attention_weights or is_observed() else self.compute_dtype
         if one_token:
             weights = masked_softmax(scores, attention_mask, decoding_kernels.softmax, dtype)
         else:
             weights = attention_weights(scores, *(() if attention_mask is None else (attention_mask,)), dtype=dtype)
+        show(self, weights)
         attended = self.weights_dropout(ops.cast(weights, self.compute_dtype), training=training)
         y = (decoding_kernels if one_token else ops).matmul(attended, v)  # (B, H, T, K)
         y = ops.transpose(y, (0, 2, 1, 3))  # (B, T, H, K)

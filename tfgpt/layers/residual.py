@@ -1,6 +1,7 @@
 import keras
 
 from tfgpt.layers.normalization import LayerNormalization
+from tfgpt.layers.observation import show
 
 NORMALIZATIONS = ("pre", "post", "none")
 
@@ -18,6 +19,7 @@ class ResidualBlock(keras.layers.Layer):
         normalization: "pre", "post" or "none".
         dropout: rate on the output of `f`.
         epsilon: of the normalization.
+        residual: whether `x` is added; without it this is the plain layer that He et al. compare with.
 
     Call arguments:
         x: the residual stream, (B, T, D).
@@ -32,7 +34,7 @@ class ResidualBlock(keras.layers.Layer):
     TensorShape([2, 5, 8])
     """
 
-    def __init__(self, sublayer, normalization="pre", dropout=0.0, epsilon=1e-5, **kwargs):
+    def __init__(self, sublayer, normalization="pre", dropout=0.0, epsilon=1e-5, residual=True, **kwargs):
         super().__init__(**kwargs)
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is {normalization!r}, expected one of {', '.join(NORMALIZATIONS)}")
@@ -40,6 +42,7 @@ class ResidualBlock(keras.layers.Layer):
         self.normalization = normalization
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.epsilon = epsilon
+        self.residual = residual
         self.norm = None
         if normalization != "none":
             self.norm = LayerNormalization(epsilon=epsilon, dtype=self.dtype_policy, name="norm")
@@ -54,9 +57,11 @@ class ResidualBlock(keras.layers.Layer):
         # `training` reaches the sublayer through Keras' call context.
         y = (through or self.sublayer)(self.norm(x) if self.normalization == "pre" else x)
         y, *others = y if isinstance(y, tuple) else (y,)
-        x = x + self.dropout_layer(y, training=training)
+        y = self.dropout_layer(y, training=training)
+        x = x + y if self.residual else y
         if self.normalization == "post":
             x = self.norm(x)
+        show(self, x)
         return (x, *others) if others else x
 
     def get_config(self):
@@ -66,6 +71,7 @@ class ResidualBlock(keras.layers.Layer):
             "normalization": self.normalization,
             "dropout": self.dropout_layer.rate,
             "epsilon": self.epsilon,
+            "residual": self.residual,
         }
 
     @classmethod

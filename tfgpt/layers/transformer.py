@@ -20,6 +20,7 @@ class TransformerBlock(keras.layers.Layer):
         kernel_initializer: of the products that read the residual stream.
         output_initializer: of those that write into it; by default `kernel_initializer`.
         cross_attention: whether attention to a `memory` stands between the two sublayers (decoder blocks).
+        residual: whether there are residual connections.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class TransformerBlock(keras.layers.Layer):
         kernel_initializer="glorot_uniform",
         output_initializer=None,
         cross_attention=False,
+        residual=True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -49,6 +51,7 @@ class TransformerBlock(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer or kernel_initializer)
         self.cross_attention = cross_attention
+        self.residual = residual
 
         self.attention = self._attention("attention")
         if cross_attention:
@@ -81,6 +84,7 @@ class TransformerBlock(keras.layers.Layer):
             normalization=self.normalization,
             dropout=self.dropout,
             epsilon=self.layer_norm_epsilon,
+            residual=self.residual,
             dtype=self.dtype_policy,
             name=name,
         )
@@ -98,6 +102,7 @@ class TransformerBlock(keras.layers.Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "residual": self.residual,
         }
 
 

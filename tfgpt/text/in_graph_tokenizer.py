@@ -9,9 +9,10 @@ import json
 
 import numpy as np
 import tensorflow as tf
-from tokenizers import models, pre_tokenizers
+from tokenizers import models
 
 from tfgpt.errors import UserError
+from tfgpt.text.byte_level import byte_of_character, token_bytes
 from tfgpt.text.in_graph_merges import BytePairMerger
 from tfgpt.text.in_graph_normalization import Lowercase
 from tfgpt.text.in_graph_split import CodePointTable, WordSplitter
@@ -147,10 +148,10 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
     def __init__(self, vocabulary, merges, special_tokens=(), encode_special_tokens=False, lowercase=False):
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
         _check(vocabulary, merges, special_tokens)
-        byte_of = _byte_of_character()
-        token_bytes = {token: _token_bytes(token, byte_of) for token in vocabulary}
+        byte_of = byte_of_character()
+        bytes_of = {token: token_bytes(token, byte_of) for token in vocabulary}
         special_ids = [vocabulary[token] for token in special_tokens]
-        super().__init__({vocabulary[token]: bytes_ for token, bytes_ in token_bytes.items()}, special_ids)
+        super().__init__({vocabulary[token]: bytes_ for token, bytes_ in bytes_of.items()}, special_ids)
         found = () if encode_special_tokens else special_tokens
         self._splitter = WordSplitter([token.encode() for token in found])
         self._lowercase = Lowercase() if lowercase else None
@@ -158,7 +159,7 @@ class InGraphBytePairTokenizer(InGraphTokenizer):
         # Most words are tokens, and need no merging. Not every token is what its own bytes are merged to, though.
         model = models.BPE(vocabulary, merges)
         whole_words = {
-            token_bytes[token]: token_id
+            bytes_of[token]: token_id
             for token, token_id in vocabulary.items()
             if set(token) <= byte_of.keys() and [part.id for part in model.tokenize(token)] == [token_id]
         }
@@ -333,7 +334,7 @@ def _check_ids(vocabulary):
 
 def _check(vocabulary, merges, special_tokens):
     _check_ids(vocabulary)
-    for character in _byte_of_character():
+    for character in byte_of_character():
         if character not in vocabulary:
             raise UserError(
                 f"the vocabulary lacks {character!r}, the token of a single byte; expected a byte-level vocabulary "
@@ -350,19 +351,3 @@ def _check(vocabulary, merges, special_tokens):
     for token in special_tokens:
         if not token or token not in vocabulary:
             raise UserError(f"the special token {token!r} has no id; expected it in the vocabulary")
-
-
-def _byte_of_character():
-    """GPT-2's printable character for each byte: dict from characters to bytes (`bytes_to_unicode` in its code)."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Bytes that are printable in Latin-1 stand for themselves, the others follow from U+0100 on in order.
-    itself = {character: ord(character) for character in alphabet if ord(character) < 0x100}
-    others = [byte for byte in range(0x100) if byte not in itself.values()]
-    return itself | dict(zip((character for character in alphabet if ord(character) >= 0x100), others))
-
-
-def _token_bytes(token, byte_of):
-    """What a token decodes to: by GPT-2's characters if it has no others, else, as special tokens may, its text."""
-    if all(character in byte_of for character in token):
-        return bytes(byte_of[character] for character in token)
-    return token.encode()

@@ -178,8 +178,8 @@ class PairSampler:
     Example:
 
     >>> sampler = PairSampler(np.array([3, 4, 7, 8, 8, 8]), tokens_per_batch=16, seed=0, num_buckets=2)
-    >>> [(width, sorted(numbers.tolist())) for numbers, width in map(sampler.batch, range(3))]
-    [(8, [2, 4]), (8, [3, 5]), (4, [0, 0, 1, 1])]
+    >>> [(width, sorted(numbers.tolist())) for numbers, width in map(sampler.batch, range(5))]
+    [(8, [2, 3]), (8, [4, 5]), (8, [4, 5]), (4, [0, 0, 1, 1]), (8, [2, 3])]
     """
 
     def __init__(self, lengths, tokens_per_batch, seed, num_buckets=6):

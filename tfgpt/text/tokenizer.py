@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
+from tfgpt.text.byte_level import byte_of_character, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # of sequence-to-sequence models (see `tfgpt.text.joint_tokenizer`)
@@ -110,6 +111,21 @@ class Tokenizer:
                 f"token id {min(token_ids)} is not in the vocabulary; expected 0 to {self.vocabulary_size - 1}"
             )
         return self._backend.decode(token_ids, skip_special_tokens=False)
+
+    def token_texts(self, token_ids):
+        """What each token stands for, a list of str; bytes that are no whole character as in `\\xe4`.
+
+        Example:
+
+        >>> tokenizer = BytePairTokenizer.train(["a"], vocabulary_size=257)
+        >>> tokenizer.token_texts(tokenizer.encode("é a"))
+        ['\\\\xc3', '\\\\xa9', ' ', 'a']
+        """
+        tokens = [self._backend.id_to_token(int(token_id)) or "" for token_id in token_ids]
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return tokens
+        byte_of = byte_of_character()
+        return [token_bytes(token, byte_of).decode("utf-8", "backslashreplace") for token in tokens]
 
     # === Properties ===
 

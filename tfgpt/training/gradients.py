@@ -8,23 +8,23 @@ def squared_norm(gradients):
     return tf.add_n([tf.reduce_sum(tf.square(tf.cast(g, "float32"))) for g in gradients])
 
 
-def layer_norms(model, gradients):
+def layer_norms(backbone, gradients):
     """The norm of each layer's gradient, by the layer's name: embeddings, blocks, the last normalization.
 
     Args:
-        model: a `GPT2CausalLM`.
+        backbone: a `GPT2Backbone`, or another model whose layers hold all of its weights.
         gradients: of its trainable variables, in their order; None gives the names alone.
 
     Example:
 
     >>> from tfgpt.models import GPT2CausalLM
     >>> model = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, seed=0)
-    >>> list(layer_norms(model, None))
+    >>> list(layer_norms(model.backbone, None))
     ['token_embedding', 'position_embedding', 'block_0', 'block_1', 'final_norm']
     """
-    of_variable = {id(v): layer.name for layer in model.backbone.layers for v in layer.trainable_variables}
+    of_variable = {id(v): layer.name for layer in backbone.layers for v in layer.trainable_variables}
     layers = {}
-    for i, variable in enumerate(model.trainable_variables):
+    for i, variable in enumerate(backbone.trainable_variables):
         layers.setdefault(of_variable[id(variable)], []).append(i)
     if gradients is None:
         return dict.fromkeys(layers)

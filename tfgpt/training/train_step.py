@@ -49,7 +49,7 @@ class TrainingCausalLM(GPT2CausalLM):
         self.accumulate_steps = accumulate_steps
         self.log_gradients = log_gradients
         if log_gradients:
-            names = ["gradient_norm", *(f"gradient_norm/{layer}" for layer in layer_norms(self, None))]
+            names = ["gradient_norm", *(f"gradient_norm/{layer}" for layer in layer_norms(self.backbone, None))]
             names += ["noise_trace", "squared_gradient"] if self._has_parts() else []
             self.gradient_metrics = {name: keras.metrics.Mean(name=name) for name in names}
 
@@ -164,7 +164,8 @@ class TrainingCausalLM(GPT2CausalLM):
         scale = self.optimizer.scale_loss(1.0)  # of float16's gradients
         whole = squared_norm(gradients) / scale**2
         values = {"gradient_norm": tf.sqrt(whole)}
-        values |= {f"gradient_norm/{name}": norm / scale for name, norm in layer_norms(self, gradients).items()}
+        norms = layer_norms(self.backbone, gradients)
+        values |= {f"gradient_norm/{name}": norm / scale for name, norm in norms.items()}
         if self._has_parts():
             parts = self.accumulate_steps * replicas
             part = part * parts**2 / scale**2  # of a part's own mean

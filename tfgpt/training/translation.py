@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
 from tfgpt.json_file import read_json
+from tfgpt.layers.fusible import kernels
 from tfgpt.models.encoder_decoder import (
     EncoderDecoderBackbone,
     EncoderDecoderTransformer,
@@ -22,6 +23,7 @@ from tfgpt.models.encoder_decoder import (
 from tfgpt.models.gpt2.model_directory import WEIGHTS
 from tfgpt.text import PairSampler, load_tokenizer, sequential_pairs, training_pairs
 from tfgpt.training.averaging import averaged_weights
+from tfgpt.training.kernels import fused_kernel
 from tfgpt.training.losses import TokenLoss, token_losses
 from tfgpt.training.run_directory import replace_run
 from tfgpt.training.task import Task, compile_for_fit
@@ -99,7 +101,7 @@ class Translation(Task):
         if width % heads:
             raise UserError(f"hidden_dim is {width}, expected a multiple of num_heads {heads}")
         backbone = EncoderDecoderBackbone(**model_config, dtype=config.precision)
-        model = TrainingTransformer(backbone, tokenizer, label_smoothing=config.label_smoothing)
+        model = TrainingTransformer(backbone, tokenizer, config.label_smoothing, fused=config.compile == "kernels")
         return compile_for_fit(model, config, TokenLoss())  # of validation: training smooths labels
 
     def training(self, step=0, num_pipelines=1, pipeline=0):
@@ -172,28 +174,31 @@ class TrainingTransformer(EncoderDecoderTransformer):
         backbone: an `EncoderDecoderBackbone`.
         tokenizer: kept beside the model.
         label_smoothing: of the training loss.
+        fused: compute elementwise chains by small compiled kernels (see `tfgpt.training.kernels`).
     """
 
-    def __init__(self, backbone, tokenizer=None, label_smoothing=0.0):
+    def __init__(self, backbone, tokenizer=None, label_smoothing=0.0, fused=False):
         super().__init__(backbone, tokenizer=tokenizer)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.fused = label_smoothing, fused
 
     def train_step(self, data):
         inputs, targets, weights = data
         total = tf.reduce_sum(weights)
         variables = self.trainable_variables
-        with tf.GradientTape() as tape:
-            losses = token_losses(self(inputs, training=True), targets, self.label_smoothing)
-            loss = tf.reduce_sum(losses * weights) / total
-            scaled = self.optimizer.scale_loss(loss)  # of float16's gradients
-        gradients = tape.gradient(scaled, [variable.value for variable in variables])
+        with kernels(fused_kernel if self.fused else None):
+            with tf.GradientTape() as tape:
+                losses = token_losses(self(inputs, training=True), targets, self.label_smoothing)
+                loss = tf.reduce_sum(losses * weights) / total
+                scaled = self.optimizer.scale_loss(loss)  # of float16's gradients
+            gradients = tape.gradient(scaled, [variable.value for variable in variables])
         self._loss_tracker.update_state(loss, sample_weight=total)
         self.optimizer.apply([tf.convert_to_tensor(gradient) for gradient in gradients], variables)
         return self.get_metrics_result()
 
     def test_step(self, data):
         inputs, targets, weights = data
-        losses = token_losses(self(inputs, training=False), targets)
+        with kernels(fused_kernel if self.fused else None):
+            losses = token_losses(self(inputs, training=False), targets)
         total = tf.reduce_sum(weights)
         loss = tf.math.divide_no_nan(tf.reduce_sum(losses * weights), total)
         self._loss_tracker.update_state(loss, sample_weight=total)

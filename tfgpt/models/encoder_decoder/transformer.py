@@ -5,10 +5,12 @@ from keras import ops
 
 from tfgpt.atomic import atomic_directory
 from tfgpt.errors import UserError
+from tfgpt.layers.observation import observe
 from tfgpt.models.encoder_decoder import model_directory
 from tfgpt.models.encoder_decoder.backbone import EncoderDecoderBackbone
 from tfgpt.models.encoder_decoder.presets import ENCODER_DECODER_PRESETS, encoder_decoder_preset_config
 from tfgpt.models.gpt2.model_directory import WEIGHTS
+from tfgpt.models.views import TranslationAttention, attention_view, encode_view, logit_lens, token_texts
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -115,6 +117,55 @@ class EncoderDecoderTransformer(keras.Model):
         from tfgpt.generation import translate
 
         return translate(self, texts, **settings)
+
+    def attention(self, source, target):
+        """Where the tokens of a translation pair look, in every layer and head: a `TranslationAttention`.
+
+        Args:
+            source, target: strings, which get the tokens that begin and end sentences in training; or lists of token
+                ids, as the model takes them.
+
+        Raises:
+            UserError: if one has no tokens, or more than the window.
+
+        Example:
+
+        >>> model = EncoderDecoderTransformer.from_preset("transformer-test", load_weights=False, seed=0)
+        >>> model.attention([5, 6, 7], [1, 8]).cross.weights.shape
+        (2, 2, 2, 3)
+        """
+        sources, targets, shown = self._observe(source, target)
+        encoder, decoder = self.backbone.encoder_blocks, self.backbone.decoder_blocks
+        return TranslationAttention(
+            encoder=attention_view(shown, [block.attention for block in encoder], sources, sources),
+            decoder=attention_view(shown, [block.attention for block in decoder], targets, targets),
+            cross=attention_view(shown, [block.memory_attention for block in decoder], targets, sources),
+        )
+
+    def logit_lens(self, source, target, top_k=5):
+        """The likeliest next tokens after each decoder layer of each token of a target: a `LogitLens`.
+
+        Args:
+            source, target: as in `attention`.
+            top_k: how many tokens.
+        """
+        _, targets, shown = self._observe(source, target)
+        norm = self.backbone.decoder_norm
+
+        def logits(states):
+            return self.logits(states if norm is None else norm(states))
+
+        return logit_lens(shown, self.backbone.decoder_blocks, logits, targets, self.tokenizer, top_k)
+
+    def _observe(self, source, target):
+        """A pair's tokens, and what the layers show as they read it."""
+        bos_token_id, eos_token_id = (getattr(self.tokenizer, f"{end}_token_id", None) for end in ("bos", "eos"))
+        source_ids = encode_view(self, "source", source, last=[eos_token_id])
+        target_ids = encode_view(self, "target", target, first=[bos_token_id])
+        inputs = {"source_ids": ops.array([source_ids], "int32"), "target_ids": ops.array([target_ids], "int32")}
+        with observe() as shown:
+            self.backbone(inputs, training=False)
+        return token_texts(self.tokenizer, source_ids), token_texts(self.tokenizer, target_ids), shown
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, seed=None, dtype=None, **overrides):

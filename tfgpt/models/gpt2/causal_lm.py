@@ -5,9 +5,11 @@ from keras import ops
 
 from tfgpt.atomic import atomic_directory
 from tfgpt.errors import UserError
+from tfgpt.layers.observation import observe
 from tfgpt.models.gpt2 import model_directory
 from tfgpt.models.gpt2.backbone import GPT2Backbone
 from tfgpt.models.gpt2.presets import PRESETS, preset_config
+from tfgpt.models.views import attention_view, encode_view, logit_lens, token_texts
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -83,6 +85,57 @@ class GPT2CausalLM(keras.Model):
         from tfgpt.generation import generate
 
         return generate(self, prompts, **settings)
+
+    def attention(self, text):
+        """Where each token of a text looks, in every layer and head: an `AttentionView`.
+
+        Args:
+            text: a string, or a list of token ids.
+
+        Raises:
+            UserError: if it is empty or longer than the window.
+
+        Example:
+
+        >>> model = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, seed=0)
+        >>> model.attention([1, 2, 3]).weights.shape
+        (2, 2, 3, 3)
+        """
+        tokens, shown = self._observe(text)
+        return attention_view(shown, [block.attention for block in self.backbone.blocks], tokens, tokens)
+
+    def logit_lens(self, text, top_k=5):
+        """The likeliest next tokens after each layer of each token of a text: a `LogitLens`.
+
+        Each layer's residual stream goes where the last one's goes: through the last normalization and the output
+        projection.
+
+        Args:
+            text: a string, or a list of token ids.
+            top_k: how many tokens.
+
+        Raises:
+            UserError: if the text is empty or longer than the window.
+
+        Example:
+
+        >>> model = GPT2CausalLM.from_preset("gpt2-test", load_weights=False, seed=0)
+        >>> model.logit_lens([1, 2, 3]).probabilities.shape
+        (2, 3, 5)
+        """
+        tokens, shown = self._observe(text)
+
+        def logits(states):
+            return self.logits(self.backbone.final_norm(states))
+
+        return logit_lens(shown, self.backbone.blocks, logits, tokens, self.tokenizer, top_k)
+
+    def _observe(self, text):
+        """A text's tokens, and what the layers show as they read it."""
+        token_ids = encode_view(self, "text", text)
+        with observe() as shown:
+            self.backbone(ops.array([token_ids], "int32"), training=False)
+        return token_texts(self.tokenizer, token_ids), shown
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, seed=None, dtype=None, **overrides):

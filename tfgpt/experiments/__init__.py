@@ -1,0 +1,1 @@
+"""Experiments on the Transformer itself, each of which one command repeats, and pictures of what a model does."""
