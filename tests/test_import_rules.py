@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "weights": {"models", "text"},
     "export": {"models", "text", "generation", "runtime"},
     "runtime": set(),
+    "server": {"runtime", "text"},
     "experiments": {"layers", "models", "text", "training"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
@@ -26,20 +27,23 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules of no room, for every room: errors, atomic, checksum and the like.
 OPEN = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
 
+# What takes seconds to import. TensorFlow Serving's stubs import TensorFlow.
+STACKS = {"tensorflow", "tensorflow_serving", "onnx", "onnx_ir", "onnxscript"}
+
 KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 
-# Of the runners, the one that runs TensorFlow.
-TENSORFLOW_RUNNER = "tfgpt.runtime.saved_model"
+# Of runners and servers' engines, those that run TensorFlow; another engine's server starts without it.
+TENSORFLOW_ENGINES = {"tfgpt.runtime.saved_model", "tfgpt.server.saved_model_servable"}
 
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
-LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks"}
+LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks", "tfgpt.server.config"}
 
 # (module, function, room): imports against the table, lazy and in that function alone.
 EXCEPTIONS = {
     # Users expect `model.generate("...")` on the model.
     ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.generate", "generation"),
     # The tokenizer comes with the model directory, so that a loaded model takes and gives text.
-    ("tfgpt.models.gpt2.causal_lm", "GPT2CausalLM.from_preset", "text"),
+    ("tfgpt.models.gpt2.model_directory", "read_tokenizer", "text"),
     # The same two of the encoder–decoder Transformer.
     ("tfgpt.models.encoder_decoder.transformer", "EncoderDecoderTransformer.translate", "generation"),
     ("tfgpt.models.encoder_decoder.model_directory", "read_tokenizer", "text"),
@@ -119,10 +123,10 @@ def _objection_to_library(module, room, top, rest, lazy):
     is_keras = top in KERAS or [top, *rest][:2] == ["tensorflow", "keras"]
     if room == "layers" and top != "keras" and top not in sys.stdlib_module_names and module != DECODING_KERNELS:
         return "layers import Keras only"
-    if room == "runtime" and is_keras:
-        return "runners do without Keras"
-    if room == "runtime" and top in ("tensorflow", "onnx", "onnx_ir", "onnxscript") and module != TENSORFLOW_RUNNER:
-        return "ONNX Runtime alone runs ONNX"
+    if room in ("runtime", "server") and is_keras:
+        return "runners and servers do without Keras"
+    if room in ("runtime", "server") and top in STACKS and module not in TENSORFLOW_ENGINES:
+        return "ONNX Runtime alone runs ONNX, TensorFlow is for its own engines, stubs are read by serving_messages"
     if room is None and (is_keras or top == "tensorflow"):
         return "a module of no room does without TensorFlow and Keras"
     if room == "cli" and not lazy and (is_keras or top == "tensorflow"):
@@ -178,6 +182,12 @@ def test_every_exception_is_in_use():
         ("tfgpt.runtime.new", "import tensorflow as tf"),
         ("tfgpt.runtime.onnx_runtime", "def f():\n    import onnx"),
         ("tfgpt.runtime.new", "from tfgpt.generation import GenerationSettings"),
+        ("tfgpt.runtime.new", "from tensorflow_serving.apis import predict_pb2"),
+        ("tfgpt.server.new", "import tensorflow"),
+        ("tfgpt.server.new", "import keras"),
+        ("tfgpt.server.saved_model_servable", "import keras"),
+        ("tfgpt.server.new", "from tfgpt.export.versions import versions_of"),
+        ("tfgpt.runtime.new", "from tfgpt.server.status import RequestError"),
         ("tfgpt.runtime.new", "from tfgpt.models.gpt2 import GPT2Backbone"),
         ("tfgpt.cli.new", "from tfgpt.export import export_release"),
         ("tfgpt.cli.new", "if True:\n    from tfgpt.training.trainer import train"),
@@ -209,6 +219,8 @@ def test_a_forbidden_import_is_found(module, source):
         ("tfgpt.generation.new", "import tensorflow as tf\nfrom tfgpt.models import GPT2CausalLM"),
         ("tfgpt.export.new", "from tfgpt.runtime import open_runner\nfrom tfgpt.text import load_tokenizer"),
         ("tfgpt.runtime.saved_model", "import tensorflow as tf\nfrom tfgpt.context_window import pad_left"),
+        ("tfgpt.server.saved_model_servable", "import tensorflow as tf\nfrom tfgpt.runtime import serving_messages"),
+        ("tfgpt.server.new", "import starlette\nfrom tfgpt.text import load_tokenizer\nimport tfgpt.base_path"),
         ("tfgpt.runtime.new", "import onnxruntime\nfrom tfgpt.generation_settings import GenerationSettings"),
         ("tfgpt.cli.new", "from tfgpt.training.run_config import RunConfig\nfrom tfgpt.cli import commands"),
         ("tfgpt.cli.new", "def f():\n    import tensorflow\n    from tfgpt.export import export_release"),
@@ -225,6 +237,7 @@ def test_an_allowed_import_passes(module, source):
         "import tfgpt",
         "import tfgpt.runtime.onnx_runtime, tfgpt.runtime.sampling, tfgpt.runtime.beam_search",
         "import tfgpt.generation_settings, tfgpt.context_window",
+        "import tfgpt.runtime.rest_client, tfgpt.runtime.grpc_client, tfgpt.runtime.remote, tfgpt.server.serve",
         "import tfgpt.text; tfgpt.text.load_tokenizer",
         "from tfgpt.cli.main import build_parser; build_parser()",
     ],

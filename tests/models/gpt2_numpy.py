@@ -8,14 +8,18 @@ import numpy as np
 
 def forward(weights, token_ids, num_heads, epsilon=1e-5):
     """Logits (B, T, V) of unpadded token ids (B, T), in the weights' own dtype."""
+    return hidden_states(weights, token_ids, num_heads, epsilon) @ weights["transformer.wte.weight"].T
+
+
+def hidden_states(weights, token_ids, num_heads, epsilon=1e-5):
+    """What the output projection reads, (B, T, D)."""
     x = weights["transformer.wte.weight"][token_ids] + weights["transformer.wpe.weight"][: token_ids.shape[1]]
     num_layers = sum(name.endswith(".ln_1.weight") for name in weights)
     for i in range(num_layers):
         block = f"transformer.h.{i}."
         x = x + attention(weights, block + "attn.", normalize(weights, block + "ln_1", x, epsilon), num_heads)
         x = x + feed_forward(weights, block + "mlp.", normalize(weights, block + "ln_2", x, epsilon))
-    x = normalize(weights, "transformer.ln_f", x, epsilon)
-    return x @ weights["transformer.wte.weight"].T
+    return normalize(weights, "transformer.ln_f", x, epsilon)
 
 
 def attention(weights, prefix, x, num_heads):

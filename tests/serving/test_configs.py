@@ -4,7 +4,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.serving.server_protos import server_message
+from tfgpt.server.config_files import server_message
 
 SERVING = pathlib.Path(__file__).resolve().parents[2] / "serving"
 

@@ -36,6 +36,8 @@ def add_arguments(parser, function, positional=()):
         if name in positional:
             items = _items(hints[name])
             kind = {"type": items, "nargs": "+"} if items else {"type": hints[name]}
+            if not required:
+                kind["nargs"] = "?"
             parser.add_argument(name, **kind, **options)
             continue
         if required:

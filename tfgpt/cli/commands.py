@@ -115,16 +115,23 @@ def generate(
     truncate: bool = False,
     stream: bool = False,
     threads: int = 0,
+    tokenizer: str | None = None,
+    deadline: float = 60.0,
+    retries: int = 5,
+    ca_file: str | None = None,
+    token_file: str | None = None,
     json: str | None = None,
 ):
-    """Continue prompts with a model directory, or with a release directory on one of its runtimes.
+    """Continue prompts with a model directory, a release directory on one of its runtimes, or a server.
 
-    Text that grows past the context window goes on from its last half window whenever the window is full.
+    Text that grows past the context window goes on from its last half window whenever the window is full; a server's
+    ends there.
 
     Args:
-        model: a model directory, or a release directory.
+        model: a model directory, a release directory, or a server: http://HOST:8501/v1/models/NAME or
+            grpc://HOST:8500/NAME, with /versions/N or /labels/LABEL if wanted.
         prompt: one or more texts.
-        runtime: keras for a model directory; saved_model or onnx for a release.
+        runtime: keras for a model directory; saved_model or onnx for a release; a server needs none.
         variant: of a release's ONNX files: float32, portable, or one that it was exported with, such as int8.
         max_new_tokens: how many tokens to add at most.
         temperature: divides the logits before sampling; 0 takes the likeliest token.
@@ -138,6 +145,11 @@ def generate(
         truncate: read the last half window of a prompt longer than the context window, rather than refuse it.
         stream: print the text as it is generated; one prompt, and a release.
         threads: of ONNX Runtime; 0 lets it choose.
+        tokenizer: the model or release directory that a server's model came from, which --stream needs.
+        deadline: seconds that a server has for an answer, all tries together.
+        retries: how often a server that is unavailable is asked again.
+        ca_file: certificates that sign a server's, for https:// and grpcs://.
+        token_file: a file with the token that a server wants.
         json: also write the texts to this file.
     """
     settings = {
@@ -152,6 +164,23 @@ def generate(
         "seed": seed,
     }
     prompts = list(prompt)
+    if "://" in model:
+        from tfgpt.cli.remote_generation import generate_remotely
+
+        if runtime != "keras" or truncate:
+            raise UserError(f"{model} is a server, expected neither --runtime nor --truncate: both are the server's")
+        texts = generate_remotely(
+            model,
+            prompts,
+            settings,
+            stream,
+            tokenizer,
+            deadline=deadline,
+            retries=retries,
+            ca_file=ca_file,
+            token_file=token_file,
+        )
+        return write_json(json, {"texts": texts, "runtime": "server", "variant": None, **settings})
     if variant != "float32" and runtime != "onnx":
         raise UserError(f"variant is {variant!r} on the runtime {runtime}, expected --runtime onnx, which has variants")
     if stream and num_beams > 1:
@@ -178,7 +207,7 @@ def generate(
         _check_prompts(tokenizer, prompts, runner.window, truncate)
         chosen = GenerationSettings(**settings)
         if stream:
-            texts = [_stream(runner, tokenizer, prompts[0], chosen)]
+            texts = [stream_to_terminal(runner, tokenizer, prompts[0], chosen)]
         else:
             texts = runner.continue_texts(tokenizer, prompts, chosen)
     for text in texts if not stream else ():
@@ -199,7 +228,7 @@ def _check_prompts(tokenizer, prompts, window, truncate):
             )
 
 
-def _stream(runner, tokenizer, prompt, settings):
+def stream_to_terminal(runner, tokenizer, prompt, settings):
     """Prints a text as it grows, and returns it."""
     text = prompt
     print(prompt, end="", flush=True)
@@ -210,17 +239,31 @@ def _stream(runner, tokenizer, prompt, settings):
     return text
 
 
-def evaluate(model: str, data: list[str], stride: int | None = None, json: str | None = None):
-    """Measure loss, perplexity, bits per byte and accuracy of a model on text.
+def evaluate(
+    model: str,
+    data: list[str],
+    stride: int | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    truncate: bool = False,
+    json: str | None = None,
+):
+    """Measure loss, perplexity, bits per byte and accuracy of a model on text; of a classifier, metrics by class.
 
     Args:
         model: a model directory.
-        data: files, folders, globs, or "stdlib".
+        data: files, folders, globs, or "stdlib"; of a classifier, .tsv, .csv or .jsonl files.
         stride: tokens between the windows that slide over the text; by default half a window.
+        text_column: of a classifier's files, as in `tfgpt train --task classification`.
+        label_column: the same.
+        truncate: the same.
         json: also write the figures to this file.
     """
+    from tfgpt.cli.classification import holds_classifier, run_evaluate
     from tfgpt.cli.progress import show_fraction
 
+    if holds_classifier(model):
+        return write_json(json, run_evaluate(model, list(data), text_column, label_column, truncate))
     import_tensorflow()
     from tfgpt.models import GPT2CausalLM
     from tfgpt.text import read_documents

@@ -10,9 +10,17 @@ import sys
 import jsonargparse
 import yaml
 
-from tfgpt.cli import commands, experiment_commands, release_commands, translation
+from tfgpt.cli import (
+    classification,
+    commands,
+    experiment_commands,
+    release_commands,
+    serve_command,
+    translation,
+)
 from tfgpt.cli.arguments import add_arguments
 from tfgpt.errors import Terminated, UserError, WorkerLostError
+from tfgpt.server.config import ServerConfig
 from tfgpt.training.tasks import TASKS
 from tfgpt.version import __version__
 
@@ -26,6 +34,7 @@ COMMANDS = {
     commands.generate: ("model",),
     translation.translate: ("model",),
     commands.evaluate: ("model",),
+    classification.classify: ("model",),
     commands.plot: ("runs",),
     experiment_commands.ablate: (),
     experiment_commands.attention: ("model",),
@@ -35,6 +44,7 @@ COMMANDS = {
     release_commands.publish: ("release", "models"),
     release_commands.rollback: ("base_path",),
     release_commands.convert: ("source", "destination"),
+    serve_command.serve: ("release",),
     commands.demo: (),
 }
 
@@ -121,6 +131,8 @@ def build_parser(task=DEFAULT_TASK):
         subparser.add_argument("--config", action="config", help="a YAML file with any of these options")
         if function is commands.train:
             add_arguments(subparser, TASKS[task])
+        if function is serve_command.serve:
+            add_arguments(subparser, ServerConfig)
         add_arguments(subparser, function, positional)
         parser.subparsers.append(subparser)
         subcommands.add_subcommand(function.__name__, subparser, help=summary)

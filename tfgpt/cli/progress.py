@@ -68,10 +68,10 @@ class TrainingDisplay:
             self._loss = row["loss"]
             self._progress.update(self._task, completed=row["step"], loss=row["loss"], speed=row["tokens_per_second"])
         else:
-            STDERR.print(
-                f"step {row['step']:>6}  loss {self._loss:.4f}  validation loss {row['validation_loss']:.4f}  "
-                f"{row['seconds']:.0f} s"
+            scores = "  ".join(
+                f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("validation_")
             )
+            STDERR.print(f"step {row['step']:>6}  loss {self._loss:.4f}  {scores}  {row['seconds']:.0f} s")
 
     def note(self, text):
         STDERR.print(f"tfgpt: {text}", markup=False, highlight=False, soft_wrap=True)

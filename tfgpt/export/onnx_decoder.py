@@ -89,16 +89,8 @@ def convert_step(step, inputs, outputs, weights):
     ]
     signature += [tf.TensorSpec(v.shape, v.dtype, f"weight_{i}") for i, v in enumerate(weights.values())]
     function = tf.function(with_weights, autograph=False, input_signature=signature).get_concrete_function()
-    decoder = ir.from_proto(convert_function(function))
-    for domain in set(decoder.opset_imports) - {node.domain for node in decoder.graph}:
-        del decoder.opset_imports[domain]  # tf2onnx always declares ai.onnx.ml
-    # Inputs and outputs come back in the order they went in; only their names and axes are to be restored.
-    names = [*(tensor.name for tensor in inputs), *weights, *(tensor.name for tensor in outputs)]
-    for value, name in zip([*decoder.graph.inputs, *decoder.graph.outputs], names, strict=True):
-        value.name = name
-    described = [*inputs, *outputs]
-    for value, tensor in zip([*decoder.graph.inputs[: len(inputs)], *decoder.graph.outputs], described, strict=True):
-        value.shape = ir.Shape(tensor.axes)
+    decoder = without_unused_domains(ir.from_proto(convert_function(function)))
+    describe_graph(decoder.graph, inputs, weights, outputs)
     return decoder
 
 
@@ -132,6 +124,30 @@ def _one_less_erf(context, node, name, arguments):
     difference = context.make_node("Sub", [one.output[0], output], name=f"{name}/complement")
     for user in users:
         context.replace_input(user, output, difference.output[0])
+
+
+def without_unused_domains(model):
+    """An `onnx_ir.Model` without the operator sets that no node is of: tf2onnx always declares ai.onnx.ml."""
+    for domain in set(model.opset_imports) - {node.domain for node in model.graph}:
+        del model.opset_imports[domain]
+    return model
+
+
+def describe_graph(graph, inputs, weights, outputs):
+    """Gives a converted graph the names and axes that it went in with: inputs and outputs come back in their order.
+
+    Args:
+        graph: an `onnx_ir.Graph` whose inputs are those described, and then the weights.
+        inputs: `TensorDescription`s.
+        weights: their names.
+        outputs: `TensorDescription`s.
+    """
+    names = [*(tensor.name for tensor in inputs), *weights, *(tensor.name for tensor in outputs)]
+    for value, name in zip([*graph.inputs, *graph.outputs], names, strict=True):
+        value.name = name
+    described = [*inputs, *outputs]
+    for value, tensor in zip([*graph.inputs[: len(inputs)], *graph.outputs], described, strict=True):
+        value.shape = ir.Shape(tensor.axes)
 
 
 def can_tune(backbone):

@@ -7,6 +7,8 @@ import json
 import math
 
 from tfgpt.atomic import atomic_file, write_text
+from tfgpt.export import classifier_parity_report
+from tfgpt.export.classifier_parity import ClassifierReport
 from tfgpt.export.tolerances import TOLERANCES
 
 REPORT_FILES = ("parity.json", "parity.md", "parity.png")
@@ -23,12 +25,20 @@ COLUMNS = (
 
 def to_json(reports):
     """The reports as plain data; JSON has no infinity, so a difference that is not finite is null."""
+    if of_classifiers(reports):
+        runtimes = classifier_parity_report.runtimes(reports)
+        return _finite({"passed": all(report.passed for report in reports), "runtimes": runtimes})
     runtimes = [
         dataclasses.asdict(report)
         | {"passed": report.passed, "tolerance": dataclasses.asdict(TOLERANCES[report.precision])}
         for report in reports
     ]
     return _finite({"passed": all(report.passed for report in reports), "runtimes": runtimes})
+
+
+def of_classifiers(reports):
+    """Whether the reports are `ClassifierReport`s."""
+    return any(isinstance(report, ClassifierReport) for report in reports)
 
 
 def _finite(value):
@@ -41,6 +51,8 @@ def _finite(value):
 
 def table(reports):
     """Headings and rows of text, for Markdown and the terminal."""
+    if of_classifiers(reports):
+        return classifier_parity_report.table(reports)
     headings = [heading for heading, _, _ in COLUMNS] + [reports[0].heading if reports else "outputs", "verdict"]
     rows = []
     for report in reports:
@@ -58,8 +70,15 @@ def _verdict(report):
 
 
 def write_parity_report(directory, reports):
-    """Writes parity.json, parity.md and, where matplotlib is installed, parity.png."""
+    """Writes parity.json, parity.md and, for language models and where matplotlib is installed, parity.png."""
     write_text(directory / "parity.json", json.dumps(to_json(reports), indent=2) + "\n")
+    breaches = [breach for report in reports for breach in report.breaches]
+    breach_lines = [f"- {breach}" for breach in breaches] + [""] * bool(breaches)
+    if of_classifiers(reports):
+        text = ["# Parity", "", classifier_parity_report.introduction(reports), "", *_markdown(*table(reports)), ""]
+        text += [classifier_parity_report.tolerance(), "", *breach_lines]
+        write_text(directory / "parity.md", "\n".join(text))
+        return
     positions = max((report.positions for report in reports), default=0)
     compared = reports[0].compared if reports else "nothing"
     text = [
@@ -80,9 +99,7 @@ def write_parity_report(directory, reports):
     for report in reports:
         if report.sensitivity:
             text += _sensitivity(report)
-    breaches = [breach for report in reports for breach in report.breaches]
-    text += [f"- {breach}" for breach in breaches] + [""] * bool(breaches)
-    write_text(directory / "parity.md", "\n".join(text))
+    write_text(directory / "parity.md", "\n".join(text + breach_lines))
     _plot(directory / "parity.png", reports)
 
 

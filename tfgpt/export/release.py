@@ -15,7 +15,9 @@ from importlib import metadata
 
 from tfgpt.atomic import atomic_directory, write_text
 from tfgpt.checksum import sha256_of_file
+from tfgpt.classification import is_classifier
 from tfgpt.errors import UserError
+from tfgpt.export.classifier_parity import PROBABILITY_TOLERANCE, TOLERANCE_REASON, ClassifierReport
 from tfgpt.export.parity import Breach, Cost, Expectation, breach_on_failure, check_runner
 from tfgpt.export.parity_batches import MIN_PERPLEXITY_TOKENS
 from tfgpt.export.parity_report import REPORT_FILES, write_parity_report
@@ -34,6 +36,7 @@ QUANTIZED = ("int8", "int8_weight_only", "int4")
 EXTRA_VARIANTS = (*QUANTIZED, "float16")
 # model_type in config.json → the module that exports such models, by its `export` and `prove`; GPT-2 is exported here.
 KINDS = {"tfgpt_encoder_decoder": "tfgpt.export.translator_release"}
+CLASSIFIERS = "tfgpt.export.classifier_release"  # which other types have, too: a GPT-2 may be one
 EXPORTERS = ("tensorflow", "keras", "tf2onnx", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 COPIED = (
     "config.json",
@@ -139,8 +142,9 @@ def _check_request(formats, quantize, name):
 def _other_kind(directory):
     """The module that exports models of the kind in this directory; None of GPT-2's kind, which this one does."""
     path = pathlib.Path(directory) / "config.json"
-    model_type = read_json(path).get("model_type") if path.is_file() else None
-    return importlib.import_module(KINDS[model_type]) if model_type in KINDS else None
+    config = read_json(path) if path.is_file() else {}
+    module = CLASSIFIERS if is_classifier(config) else KINDS.get(config.get("model_type"))
+    return module and importlib.import_module(module)
 
 
 def copy_model_files(model_directory, release):
@@ -336,6 +340,9 @@ def write_manifest(release, source, reports=()):
     The parity report is not in it, for `tfgpt parity` renews it.
     """
     files = sorted(path for path in release.rglob("*") if path.is_file() and path.name not in REPORT_FILES)
+    tolerances = {kind: dataclasses.asdict(tolerance) for kind, tolerance in TOLERANCES.items()}
+    if any(isinstance(report, ClassifierReport) for report in reports):
+        tolerances = {"probability": {"limit": PROBABILITY_TOLERANCE, "reason": TOLERANCE_REASON}}
     manifest = {
         "tfgpt_version": __version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -347,7 +354,7 @@ def write_manifest(release, source, reports=()):
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in EXPORTERS},
         },
-        "tolerances": {kind: dataclasses.asdict(tolerance) for kind, tolerance in TOLERANCES.items()},
+        "tolerances": tolerances,
         "quantization": {
             report.runtime: {
                 "kept_in_float32": report.kept_in_float32,

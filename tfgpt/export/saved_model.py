@@ -87,8 +87,13 @@ def write_saved_model(path, model, tokenizer, served, text=None, examples=None):
     try:
         tf.saved_model.save(module, str(path), signatures=signatures)
         write_warm_up(path, signatures, text, examples)
-    except tf.errors.OpError as error:  # how TensorFlow reports a full disk; the reason is the message's last part
-        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
+    except tf.errors.OpError as error:
+        raise os_error(error) from error
+
+
+def os_error(error):
+    """What TensorFlow says of a full disk, as an OSError: the reason is the message's last part."""
+    return OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0])
 
 
 def example_text(tokenizer):

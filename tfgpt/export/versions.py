@@ -4,8 +4,6 @@ A base path holds one directory a version, named by an integer. TensorFlow Servi
 appears and unloads what is gone; other names it ignores. So a version is copied under a hidden name and renamed when it
 is whole, and withdrawn by a rename to a hidden name. The base path itself is never replaced: it may be mounted in a
 container, which would go on seeing the old directory.
-
-TensorFlow Serving counts versions in int64, so a longer number is a name like any other.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ import re
 import secrets
 import shutil
 
+from tfgpt.base_path import HIGHEST, versions_of
 from tfgpt.errors import UserError
 from tfgpt.runtime.release_files import change, read_manifest
 
 # Locked while versions are numbered, renamed and pruned; holds the highest number ever given.
 NUMBER_FILE = ".last_version"
 TAKEN = re.compile(r"(\d+)|\.(\d+)\.withdrawn", re.ASCII)
-HIGHEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +42,6 @@ class Withdrawn:
 
     newest: int
     paths: dict[int, pathlib.Path]
-
-
-def versions_of(base_path):
-    """The versions that TensorFlow Serving sees in a base path: number → directory, ascending.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as base_path:
-        ...     for name in ("10", "9", ".11.withdrawn", "notes", "9" * 20):
-        ...         pathlib.Path(base_path, name).mkdir()
-        ...     list(versions_of(base_path))
-        [9, 10]
-    """
-    found = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in pathlib.Path(base_path).iterdir():
-            name = path.name
-            if name.isascii() and name.isdigit() and int(name) <= HIGHEST and path.is_dir():
-                found[int(name)] = path
-    return dict(sorted(found.items()))
 
 
 def publish_version(release, models, keep=None):

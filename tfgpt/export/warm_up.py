@@ -30,10 +30,16 @@ def write_warm_up(path, signatures, text=None, examples=None):
     with tf.io.TFRecordWriter(str(path / PLACE)) as writer:
         for signature, function in signatures.items():
             log = prediction_log_pb2.PredictionLog()
-            request = log.predict_log.request
+            specs = tf.nest.flatten(function.structured_input_signature)
+            if [spec.name for spec in specs] == ["inputs"]:  # of examples, for Classify
+                request = log.classify_log.request
+                feature = request.input.example_list.examples.add().features.feature["text"]
+                feature.bytes_list.value.append(text.encode("utf-8"))
+            else:
+                request = log.predict_log.request
+                for spec in specs:
+                    request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(example_input(spec, text, examples or {})))
             request.model_spec.name, request.model_spec.signature_name = path.parent.name, signature
-            for spec in tf.nest.flatten(function.structured_input_signature):
-                request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(example_input(spec, text, examples or {})))
             writer.write(log.SerializeToString())
 
 

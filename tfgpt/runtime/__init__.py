@@ -53,3 +53,26 @@ def open_translator(release, runtime, threads=0, verify=True):
 
         return SavedModelTranslator(release, config)
     raise UserError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+
+
+def open_classifier_runner(release, runtime, threads=0, verify=True):
+    """The runner of a classifier's release directory.
+
+    Args:
+        release, runtime, threads, verify: as in `open_runner`.
+
+    Returns:
+        A `tfgpt.runtime.classifier_runner.ClassifierRunner`.
+
+    Raises:
+        UserError: for another runtime, or a release that lacks it.
+    """
+    if runtime == "onnx":
+        from tfgpt.runtime.onnx_runtime import open_onnx_classifier
+
+        return open_onnx_classifier(release, threads, verify)
+    if runtime == "saved_model":
+        from tfgpt.runtime.saved_model import SavedModelClassifier
+
+        return SavedModelClassifier(release)
+    raise UserError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")

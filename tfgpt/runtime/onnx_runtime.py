@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from tfgpt.errors import UserError
+from tfgpt.runtime.classifier_runner import OnnxClassifier
 from tfgpt.runtime.huge_pages import huge_pages
 from tfgpt.runtime.release_files import check_files, read_release_config
 from tfgpt.runtime.runner import Decoding, Runner
@@ -46,6 +47,16 @@ def open_onnx_runner(release, variant="float32", threads=0, verify=True):
         session = open_session(release / onnx_path(variant), threads)
     runner = PortableOnnxRunner if variant == "portable" else OnnxRunner
     return runner(config, session, variant)
+
+
+def open_onnx_classifier(release, threads=0, verify=True):
+    """The runner of a classifier's ONNX file; arguments and errors as in `open_onnx_runner`."""
+    release, path = pathlib.Path(release), onnx_path("portable")
+    config = read_release_config(release, sizes=())
+    if not (release / path).is_file():
+        raise UserError(f"{release / 'onnx'} holds no model, expected a release exported with the format onnx")
+    check_files(release, ["config.json", path], verify)
+    return OnnxClassifier(config, release / "config.json", open_session(release / path, threads))
 
 
 def open_session(model, threads=0, folder=None):

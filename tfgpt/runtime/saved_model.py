@@ -8,12 +8,78 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tfgpt.classification import BATCH_SIZE
 from tfgpt.context_window import pad_left
 from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
+from tfgpt.runtime.classifier_runner import ClassifierRunner
 from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.runner import Runner
 from tfgpt.runtime.translator import Translator
+
+
+def load_newest(release):
+    """The newest version under `saved_model/NAME/` of a release directory: its path, and what TensorFlow loads of it.
+
+    Raises:
+        UserError: if there is no SavedModel, or TensorFlow cannot load it.
+    """
+    folder = pathlib.Path(release) / "saved_model"
+    versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
+    if not versions:
+        raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
+    path = max(versions, key=lambda path: int(path.name))
+    try:
+        return path, tf.saved_model.load(str(path))
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}") from error
+
+
+class SavedModelClassifier(ClassifierRunner):
+    """Runs the newest version of a classifier: text by its own tokenizer, in the graph.
+
+    Args:
+        release: the release directory.
+
+    Raises:
+        UserError: if there is no SavedModel, or TensorFlow cannot load it.
+    """
+
+    name = "saved_model"
+
+    def __init__(self, release):
+        super().__init__(read_release_config(release, sizes=()), pathlib.Path(release) / "config.json")
+        self.path, self._module = load_newest(release)
+        self.signatures = self._module.signatures
+
+    def logits(self, token_ids, padding_mask):
+        outputs = self.signatures["tokens"](
+            token_ids=tf.constant(token_ids, tf.int32), padding_mask=tf.constant(padding_mask, tf.int32)
+        )
+        return outputs["logits"].numpy()
+
+    def probabilities(self, tokenizer, texts, truncate=False):
+        if truncate or "classify" not in self.signatures:  # the graph refuses texts that are longer than the window
+            return super().probabilities(tokenizer, texts, truncate)
+        found = []
+        for start in range(0, len(texts), BATCH_SIZE):
+            outputs = self.signatures["serving_default"](text=tf.constant(texts[start : start + BATCH_SIZE]))
+            found.append(outputs["probabilities"].numpy())
+        return np.concatenate(found)
+
+    def scores_of_examples(self, texts):
+        """What the Classify signature gives for texts in `tf.train.Example`s: classes (N, C) bytes, scores (N, C)."""
+        examples = [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode("utf-8")]))}
+                )
+            ).SerializeToString()
+            for text in texts
+        ]
+        outputs = self.signatures["classify"](inputs=tf.constant(examples))
+        return outputs["classes"].numpy(), outputs["scores"].numpy()
 
 
 class SavedModelRunner(Runner):
@@ -172,24 +238,6 @@ class SavedModelTranslator(Translator):
         _, specifications = function.structured_input_signature
         tensors = {name: tf.constant(value, specifications[name].dtype) for name, value in inputs.items()}
         return {name: tensor.numpy() for name, tensor in function(**tensors).items()}
-
-
-def load_newest(release):
-    """The path and the module of the newest version under `saved_model/NAME/` of a release directory.
-
-    Raises:
-        UserError: if there is no SavedModel, or TensorFlow cannot load it.
-    """
-    folder = pathlib.Path(release) / "saved_model"
-    versions = [path for path in folder.glob("*/*") if path.name.isdecimal()]
-    if not versions:
-        raise UserError(f"{folder} holds no NAME/VERSION, expected a release exported with the format saved_model")
-    path = max(versions, key=lambda path: int(path.name))
-    try:
-        return path, tf.saved_model.load(str(path))
-    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: a shortened file
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}") from error
 
 
 def _sentence(error):

@@ -171,12 +171,13 @@ class Tokenizer:
 
     # === Files ===
 
-    def save(self, directory, model_max_length=None):
+    def save(self, directory, model_max_length=None, pads=False):
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, as Hugging Face names them.
 
         Args:
             directory: a model directory, made if it is missing.
             model_max_length: the longest sequence that the model takes, for those who truncate to it.
+            pads: name the end token as padding, as classifiers need to read several texts at once.
 
         Raises:
             UserError: if a file cannot be written.
@@ -192,6 +193,8 @@ class Tokenizer:
         config = {"tokenizer_class": self.hugging_face_class, **self._hugging_face_config()}
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
+        if pads and self.end_token_id is not None:
+            config["pad_token"] = END_OF_TEXT
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     def _hugging_face_config(self):

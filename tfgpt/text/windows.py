@@ -31,7 +31,7 @@ def training_windows(split, window, batch_size, seed, start_step=0, num_pipeline
             share the batch evenly.
     """
     sampler = make_sampler(split, window, batch_size, seed)
-    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
+    rows = rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def read(step):
         return sampler.samples(int(step) * batch_size + np.arange(rows.start, rows.stop))
@@ -67,7 +67,7 @@ def sequential_windows(split, window, batch_size, num_batches=None, num_pipeline
     size = batch_size * window
     all_batches = -(-(split.num_tokens - 1) // size)
     taken = np.linspace(0, all_batches - 1, min(num_batches or all_batches, all_batches)).round().astype(np.int64)
-    rows = _rows_of_pipeline(batch_size, num_pipelines, pipeline)
+    rows = rows_of_pipeline(batch_size, num_pipelines, pipeline)
 
     def batch(number):
         tokens = split.read(number * size, (number + 1) * size + 1)  # one more: the last target
@@ -85,7 +85,12 @@ def sequential_windows(split, window, batch_size, num_batches=None, num_pipeline
     return without_autotune(batches.map(inputs_targets_and_weights).prefetch(PREFETCH))
 
 
-def _rows_of_pipeline(batch_size, num_pipelines, pipeline):
+def rows_of_pipeline(batch_size, num_pipelines, pipeline):
+    """The rows of a global batch that one of several input pipelines gives, a slice.
+
+    Raises:
+        UserError: if the pipelines cannot share the batch evenly, or if there is no such pipeline.
+    """
     if num_pipelines < 1 or batch_size % num_pipelines:
         raise UserError(
             f"batch_size is {batch_size}, expected a multiple of the {num_pipelines} input pipelines that share it"

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import pathlib
 
-import tensorflow as tf
-
 from tfgpt.atomic import write_text
 from tfgpt.errors import UserError
 from tfgpt.models.gpt2 import GPT2Backbone, model_directory, preset_config
@@ -20,7 +18,7 @@ from tfgpt.training.resume import open_tokens
 from tfgpt.training.run_data import open_run_data
 from tfgpt.training.run_directory import replace_run, staging
 from tfgpt.training.run_report import report
-from tfgpt.training.task import Task, compile_for_fit
+from tfgpt.training.task import Task, check_heads, compile_for_fit
 from tfgpt.training.train_step import TrainingCausalLM
 from tfgpt.training.utilization import utilization_of
 
@@ -111,16 +109,10 @@ def make_model(config, model_config, tokenizer):
         model_config: `GPT2Backbone`'s arguments; its vocabulary is the tokenizer's.
         tokenizer: see `tfgpt.text`.
     """
-    if model_config["hidden_dim"] % model_config["num_heads"]:
-        raise UserError(
-            f"hidden_dim is {model_config['hidden_dim']}, expected a multiple of num_heads {model_config['num_heads']}"
-        )
+    check_heads(model_config)
     config = arrange(config, model_config["hidden_dim"])
     model_config["vocabulary_size"] = tokenizer.vocabulary_size
     model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
-    if config.compile == "kernels":
-        # TensorFlow's fusion of product and bias takes a kernel that lays the weights out anew in every step.
-        tf.config.optimizer.set_experimental_options({"remapping": False})
     backbone = GPT2Backbone(**model_config, dtype=config.precision)
     if config.recompute:
         if backbone.dropout:

@@ -7,19 +7,20 @@ from tfgpt.atomic import atomic_file
 from tfgpt.errors import UserError
 
 
-def plot_loss_curve(path, train, validation):
+def plot_loss_curve(path, train, validation, unit="token"):
     """Draws the loss curve as a PNG, where matplotlib is installed (the `plots` extra).
 
     Args:
         path: of the PNG.
         train: (step, loss) pairs.
         validation: (step, loss) pairs.
+        unit: what the losses are means over.
 
     Returns:
         Whether it was drawn.
     """
     try:
-        _draw(path, {"train": (train, [], "tab:blue"), "validation": ([], validation, "tab:orange")})
+        _draw(path, {"train": (train, [], "tab:blue"), "validation": ([], validation, "tab:orange")}, unit)
     except ImportError:
         return False
     return True
@@ -83,7 +84,7 @@ def _names(runs):
     return [str(run) for run in runs]
 
 
-def _draw(path, curves):
+def _draw(path, curves, unit="token"):
     """Draws {name: (training pairs, validation pairs, colour)} as a PNG."""
     import matplotlib
 
@@ -99,7 +100,7 @@ def _draw(path, curves):
         if validation:
             label = f"{name}, validation" if both else name
             axes.plot(*zip(*validation), color=color, marker="o", markersize=4, label=label)
-    axes.set(xlabel="step", ylabel="cross-entropy (nats a token)", title="Loss")
+    axes.set(xlabel="step", ylabel=f"cross-entropy (nats a {unit})", title="Loss")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_file(path) as temporary:

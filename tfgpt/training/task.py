@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import abc
 
+import tensorflow as tf
+
+from tfgpt.errors import UserError
 from tfgpt.training.distributed_fit import steps_per_execution, sum_gradients_first
 from tfgpt.training.optimizer import make_optimizer
 
@@ -107,6 +110,16 @@ class Task(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} has no utilization")
 
 
+def check_heads(sizes):
+    """Raises a `UserError` if a backbone's heads do not share its width.
+
+    Args:
+        sizes: its arguments, with `hidden_dim` and `num_heads`.
+    """
+    if sizes["hidden_dim"] % sizes["num_heads"]:
+        raise UserError(f"hidden_dim is {sizes['hidden_dim']}, expected a multiple of num_heads {sizes['num_heads']}")
+
+
 def compile_for_fit(model, config, loss, **options):
     """Compiles a model for `fit` as the arranged configuration says, with its optimizer built.
 
@@ -116,6 +129,9 @@ def compile_for_fit(model, config, loss, **options):
         loss: a Keras loss.
         **options: of `keras.Model.compile`.
     """
+    if config.compile == "kernels":
+        # TensorFlow's fusion of product and bias takes a kernel that lays the weights out anew in every step.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
     model.compile(
         optimizer=make_optimizer(config, model.trainable_variables, fused=config.compile != "none"),
         loss=loss,

@@ -27,6 +27,7 @@ from tfgpt.training.wandb_log import WandbLog
 TASKS = {
     "language_modeling": ("language_modeling", "LanguageModeling"),
     "translation": ("translation", "Translation"),
+    "classification": ("classification", "Classification"),
 }
 
 

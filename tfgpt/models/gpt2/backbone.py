@@ -81,14 +81,14 @@ class GPT2Backbone(keras.Model):
         self.token_embedding = TokenEmbedding(
             vocabulary_size,
             hidden_dim,
-            embeddings_initializer=_normal(initializer_range),
+            embeddings_initializer=normal_initializer(initializer_range),
             dtype=self.dtype_policy,
             name="token_embedding",
         )
         self.position_embedding = LearnedPositions(
             max_sequence_length,
             hidden_dim,
-            embeddings_initializer=_normal(initializer_range),
+            embeddings_initializer=normal_initializer(initializer_range),
             dtype=self.dtype_policy,
             name="position_embedding",
         )
@@ -101,8 +101,8 @@ class GPT2Backbone(keras.Model):
                 normalization="pre",
                 dropout=dropout,
                 layer_norm_epsilon=layer_norm_epsilon,
-                kernel_initializer=_normal(initializer_range),
-                output_initializer=_normal(initializer_range * (2 * num_layers) ** -0.5),
+                kernel_initializer=normal_initializer(initializer_range),
+                output_initializer=normal_initializer(initializer_range * (2 * num_layers) ** -0.5),
                 dtype=self.dtype_policy,
                 name=f"block_{i}",
             )
@@ -195,5 +195,6 @@ def positions_from_mask(padding_mask):
     return ops.maximum(counts - 1, 0)
 
 
-def _normal(stddev):
+def normal_initializer(stddev):
+    """Normal random numbers of this standard deviation; zeros, which cost nothing, where it is 0."""
     return keras.initializers.RandomNormal(stddev=stddev) if stddev else keras.initializers.Zeros()

@@ -168,11 +168,7 @@ class GPT2CausalLM(keras.Model):
         model = cls(GPT2Backbone(**{**config, **({"initializer_range": 0.0} if load_weights else {})}))
         model.backbone.initializer_range = config["initializer_range"]
         if from_directory:
-            if (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
-                from tfgpt.text import load_tokenizer  # as in `generate`: the tokenizer comes with the directory
-
-                model.tokenizer = load_tokenizer(directory)
-                model_directory.check_vocabulary(model.tokenizer, config["vocabulary_size"], directory)
+            model.tokenizer = model_directory.read_tokenizer(directory, config["vocabulary_size"])
             if load_weights:
                 model_directory.read_weights(model.backbone, directory / model_directory.WEIGHTS)
         return model

@@ -56,12 +56,25 @@ def write_files(directory, config, tensors, tokenizer, generation_config=None):
     if generation_config is None:
         generation_config = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
     write_text(directory / "generation_config.json", json.dumps(generation_config, indent=2) + "\n")
-    with atomic_file(directory / WEIGHTS) as temporary:
+    write_weights(directory / WEIGHTS, tensors)
+    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def write_weights(path, tensors):
+    """Writes a safetensors file, atomically.
+
+    Args:
+        path: a `pathlib.Path`.
+        tensors: NumPy arrays by name.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    with atomic_file(path) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # how its writer reports a full disk
-            raise UserError(f"cannot write {directory / WEIGHTS}: {error}") from error
-    write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+            raise UserError(f"cannot write {path}: {error}") from error
 
 
 def read_config(directory):
@@ -72,6 +85,22 @@ def read_config(directory):
     """
     path = pathlib.Path(directory) / "config.json"
     return hugging_face.from_config(read_json(path), path)
+
+
+def read_tokenizer(directory, vocabulary_size):
+    """The tokenizer of a model directory, or None where there is none.
+
+    Raises:
+        UserError: if it is damaged, or has tokens without an embedding.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():
+        return None
+    from tfgpt.text import load_tokenizer  # up the table of rooms: the tokenizer comes with the directory
+
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, vocabulary_size, directory)
+    return tokenizer
 
 
 def check_vocabulary(tokenizer, vocabulary_size, source):
@@ -98,13 +127,14 @@ def read_weights(backbone, path):
         assign_stored(variables, names, file)
 
 
-def assign_stored(variables, names, file):
+def assign_stored(variables, names, file, transposed=()):
     """Assigns a file's tensors to variables, when all of them are there and fit.
 
     Args:
         variables: by full name.
         names: the name in the file by full name.
         file: a `SafetensorsFile`.
+        transposed: full names of matrices that the file has transposed.
 
     Raises:
         UserError: if the tensors are not those of the variables, naming them.
@@ -113,11 +143,15 @@ def assign_stored(variables, names, file):
     for full, variable in variables.items():
         name = names[full]
         found, shape = file.tensors[name], tuple(variable.shape)
+        shape = shape[::-1] if full in transposed else shape
         if found.shape != shape:
             raise UserError(f"{file.path} has {name} of shape {found.shape}, expected {shape}")
         if found.dtype not in FLOATS:
             raise UserError(f"{file.path} has {name} of dtype {found.dtype}, expected one of {', '.join(FLOATS)}")
     for full, variable in variables.items():
+        if full in transposed:
+            assign_tensor(variable, file[names[full]].T)
+            continue
         for start, rows in file.slices(names[full]):
             _assign(variable, start, rows)
 
