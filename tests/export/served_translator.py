@@ -2,8 +2,6 @@
 
 import random
 
-import numpy as np
-
 ENGLISH = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 GERMAN = ["eins", "zwei", "drei", "vier", "fünf", "Sechs", "sieben", "Acht", "neun", "zehn"]
 
@@ -19,13 +17,13 @@ def sentence_pairs(count, seed=0):
     return pairs
 
 
-def make_directory(folder, steps=250, seed=0, **options):
+def make_directory(folder, steps=150, seed=0, **options):
     """Trains such a model and writes its model directory, and the held-out pairs as training leaves them."""
     import keras
 
     from tfgpt.models import EncoderDecoderBackbone, EncoderDecoderTransformer
     from tfgpt.text import train_joint_tokenizer
-    from tfgpt.text.pair_batches import pad_right
+    from tfgpt.translation_sources import pad_sources
 
     pairs = sentence_pairs(512)
     tokenizer = train_joint_tokenizer([text for pair in pairs for text in pair], 330, lowercase=True)
@@ -36,14 +34,15 @@ def make_directory(folder, steps=250, seed=0, **options):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     sources = [[*tokenizer.encode(source), eos] for source, _ in pairs]
     targets = [[bos, *tokenizer.encode(target), eos] for _, target in pairs]
-    source_ids, source_mask = pad_right(sources, max(map(len, sources)), 0)
-    target_ids, target_mask = pad_right(targets, max(map(len, targets)), 0)
+    source_ids, source_mask = pad_sources(sources)
+    target_ids, target_mask = pad_sources(targets)
     inputs = {"source_ids": source_ids, "source_padding_mask": source_mask, "target_ids": target_ids[:, :-1]}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(5e-3), loss=loss)
+    model.compile(optimizer=keras.optimizers.Adam(5e-3), loss=loss, jit_compile=False)
     epochs = -(-steps * 32 // len(pairs))
     model.fit(inputs, target_ids[:, 1:], sample_weight=target_mask[:, 1:], batch_size=32, epochs=epochs, verbose=0)
     model.save_to_preset(folder)
+    write_held_out(folder / "training", held_out())
     return model
 
 
@@ -52,6 +51,8 @@ def held_out(count=24):
     return sentence_pairs(count, seed=1)
 
 
-def assert_varied(texts):
-    """A translator that says the same to everything would prove nothing."""
-    assert len(set(texts)) > len(texts) / 2, np.unique(texts)
+def write_held_out(folder, pairs):
+    """The files that training leaves of its validation pairs."""
+    folder.mkdir(exist_ok=True)
+    for side, texts in zip(("source", "target"), zip(*pairs, strict=True), strict=True):
+        (folder / f"validation.{side}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")

@@ -15,17 +15,17 @@ from tensorflow.core.protobuf import saved_model_pb2
 # tensorflow-text. What a new one does is to be looked up before it is added.
 OPERATORS = """
     Add AddV2 All Any ArgMax AsString Assert AssignVariableOp BatchMatMulV2 BatchMatMulV3 BiasAdd BitwiseAnd
-    BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cumsum DecodeRaw DisableCopyOnRead Equal Exp ExpandDims
-    Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity If IsFinite LeftShift Less
-    LessEqual LogicalAnd LogicalNot LogicalOr LookupTableFindV2 LookupTableImportV2 LowerBound MatMul Max Maximum
-    Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OnesLike Pack Pad Placeholder Prod RaggedGather
-    RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Reshape RestoreV2 RightShift Rsqrt
-    SaveV2 ScatterNd Select SelectV2 Shape ShardedFilename Size Softmax SparseSoftmaxCrossEntropyWithLogits Split
-    Square Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch
-    StaticRegexReplace StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListReserve
-    TensorListSetItem TensorListStack TensorScatterUpdate TensorStridedSliceUpdate Tile TopKV2 Transpose
-    UnicodeDecode UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentSum VarHandleOp Where
-    While ZerosLike
+    BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos Cumsum DecodeRaw DisableCopyOnRead Equal Exp
+    ExpandDims Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity If IsFinite
+    LeftShift Less LessEqual LogSoftmax LogicalAnd LogicalNot LogicalOr LookupTableFindV2 LookupTableImportV2
+    LowerBound MatMul Max Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OnesLike Pack Pad
+    Placeholder Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Relu
+    Reshape RestoreV2 RightShift Rsqrt SaveV2 ScatterNd Select SelectV2 Shape ShardedFilename Sin Size Softmax
+    SparseSoftmaxCrossEntropyWithLogits Split Square Squeeze StatefulPartitionedCall StatelessIf StatelessWhile
+    StaticRegexFullMatch StaticRegexReplace StridedSlice StringJoin StringLength Sub Substr Sum Tanh
+    TensorListReserve TensorListSetItem TensorListStack TensorScatterUpdate TensorStridedSliceUpdate Tile TopKV2
+    Transpose UnicodeDecode UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentSum
+    VarHandleOp Where While ZerosLike
 """
 ALLOWED = set(OPERATORS.split())
 

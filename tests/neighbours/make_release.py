@@ -1,4 +1,4 @@
-"""Trains two small models, exports them, and writes beside each release what its Keras model says.
+"""Trains two small models and makes up a third, exports them, and writes beside each release what its Keras model says.
 
     python tests/neighbours/make_release.py FOLDER
 
@@ -10,13 +10,18 @@ import pathlib
 import random
 import sys
 
+import keras
 import numpy as np
 
 from tfgpt.context_window import pad_left
 from tfgpt.export import export_release
 from tfgpt.export.release import load_for_export
+from tfgpt.generation import translate_token_ids
+from tfgpt.models import EncoderDecoderBackbone, EncoderDecoderTransformer
+from tfgpt.text import train_joint_tokenizer
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.trainer import train
+from tfgpt.translation_sources import encode_sources, pad_sources
 
 NOUNS = ["king", "river", "lamp", "cat", "dog", "tree"]
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -81,10 +86,37 @@ def write_expected(model, prompts, folder):
     np.savez(folder / "expected.npz", token_ids=token_ids, padding_mask=padding_mask, logits=logits)
 
 
+def make_translation(folder):
+    """A release of a translation model of random weights, and logits and greedy translations of its sentences."""
+    keras.utils.set_random_seed(1)
+    tokenizer = train_joint_tokenizer([f"{noun} {number}" for noun in NOUNS for number in NUMBERS], 320)
+    # Shared and scaled embeddings would make a random model repeat its last token.
+    sizes = {"num_heads": 2, "hidden_dim": 32, "max_sequence_length": 48, "share_embeddings": False}
+    backbone = EncoderDecoderBackbone(tokenizer.vocabulary_size, 2, 3, scale_embeddings=False, **sizes)
+    model = EncoderDecoderTransformer(backbone, tokenizer=tokenizer)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1 and "embedding" not in variable.path:
+            variable.assign(variable * 3.0)
+    model.save_to_preset(folder / "model")
+    texts = ["king one two", "river", "cat dog tree seven eight", "lamp three"]
+    (folder / "pairs.tsv").write_text("".join(f"{text}\t{text}\n" for text in texts), encoding="utf-8")
+    export_release(folder / "model", folder / "release", formats=("onnx",), text=folder / "pairs.tsv")
+    sources = encode_sources(tokenizer, texts)
+    found = translate_token_ids(
+        model, sources, tokenizer.bos_token_id, tokenizer.eos_token_id, max_new_tokens=16, num_beams=1
+    )
+    greedy, _ = pad_sources([tokens for tokens, _ in found], 16)
+    source_ids, source_padding_mask = pad_sources(sources)
+    target_ids = np.pad(greedy[:, :-1], ((0, 0), (1, 0)), constant_values=tokenizer.bos_token_id)
+    inputs = {"source_ids": source_ids, "source_padding_mask": source_padding_mask, "target_ids": target_ids}
+    np.savez(folder / "expected.npz", greedy=greedy, logits=np.asarray(model(inputs)), **inputs)
+
+
 def main(folder):
     write_texts(folder)
     for name, tokenizer in (("byte_pairs", "bpe"), ("characters", "character")):
         make_release(folder / f"{name}.txt", tokenizer, PROMPTS[name], folder / name)
+    make_translation(folder / "translation")
 
 
 if __name__ == "__main__":
