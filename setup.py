@@ -28,27 +28,34 @@ REQUIREMENTS = [
     "rich>=13.9",
     "PyYAML>=6.0.2",
     "tensorflow-serving-api>=2.19",
-    "sacrebleu>=2.4",
+    "sacrebleu>=2.6",
+    "requests>=2.32",
+    "urllib3>=2.2",
+    "grpcio>=1.74",
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 TORCH = ["torch>=2.13"]
 INTEROP = [*TORCH, "transformers>=5.0", "tiktoken>=0.12"]
+SERVING = ["starlette>=1.7", "uvicorn>=0.54", "prometheus-client>=0.26"]
 EXTRAS = {
     "plots": PLOTS,
     "torch": TORCH,
     "wandb": ["wandb>=0.31"],
     "test": [
         "pytest>=8.3",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.150",
         "ruff>=0.12",
         "kubernetes-validate>=1.31",
-        "scikit-learn>=1.5",
+        "scikit-learn>=1.7",
+        "selenium>=4.51",
+        "ovmsclient>=2023.1",
         *PLOTS,
+        *SERVING,
     ],
     "interop": INTEROP,
-    "bench": [*INTEROP, "scikit-learn>=1.5", *PLOTS],
-    "serving": ["grpcio>=1.74"],
+    "bench": [*INTEROP, "scikit-learn>=1.7", *PLOTS],
+    "serving": SERVING,
 }
 
 setup(
