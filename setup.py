@@ -29,8 +29,8 @@ REQUIREMENTS = [
     "PyYAML>=6.0.2",
     "tensorflow-serving-api>=2.19",
     "sacrebleu>=2.6",
-    "requests>=2.32",
-    "urllib3>=2.2",
+    "requests>=2.34",
+    "urllib3>=2.8",
     "grpcio>=1.74",
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
