@@ -124,7 +124,8 @@ STATUS = json.dumps({"model_version_status": [{"version": "3", "state": "AVAILAB
 OK = (200, STATUS)
 
 
-def test_unavailable_servers_are_asked_again():
+def test_unavailable_servers_are_asked_again(monkeypatch):
+    monkeypatch.setattr("tfgpt.runtime.serving_client.random.uniform", lambda low, high: high)
     with http_server((503, b'{"error": "busy"}'), (503, b"no JSON"), OK) as (address, requests):
         with open_client(address) as client:
             assert client.status()[0]["version"] == 3 and len(requests) == 3

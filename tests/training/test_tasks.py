@@ -12,8 +12,9 @@ from tfgpt.training.trainer import open_task
 
 
 def given(config_class):
-    """What a configuration cannot do without: a string, or a list of one, for each."""
+    """What a configuration cannot do without, and data: a string, or a list of one, for each."""
     required = [field.name for field in dataclasses.fields(config_class) if field.default is dataclasses.MISSING]
+    required.append("data")
     hints = typing.get_type_hints(config_class)
     return {name: ["x"] if typing.get_origin(hints[name]) is list else "x" for name in required}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from tfgpt.classification import encode_texts, is_classifier
 from tfgpt.cli.figures import write_json
 from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
@@ -47,8 +46,6 @@ def classify(
         from tfgpt.text import load_tokenizer
 
         runner, tokenizer = open_classifier_runner(model, runtime, threads), load_tokenizer(model)
-        if not truncate:
-            encode_texts(tokenizer, list(text), runner.window)  # for its checks
         found = runner.classify(tokenizer, list(text), truncate=truncate)
     width = max(len(one.label) for one in found)
     for one, what in zip(found, text, strict=True):
@@ -59,6 +56,8 @@ def classify(
 
 def holds_classifier(model):
     """Whether a model or release directory is a classifier's."""
+    from tfgpt.classification import is_classifier  # lazily, for it brings NumPy
+
     path = pathlib.Path(model) / "config.json"
     return path.is_file() and is_classifier(read_json(path))
 

@@ -68,6 +68,7 @@ class RunnerReport:
     kept_in_float32: list[str] = dataclasses.field(default_factory=list)
     breaches: list[Breach] = dataclasses.field(default_factory=list)
 
+    heading = "greedy"
     compared = "ragged batches up to the full window in one pass, prefill then token by token, and greedy continuations"
 
     @property

@@ -109,8 +109,7 @@ def held_out_pairs(model_directory, model, text=None):
     Args:
         model_directory: of the model.
         model: with its tokenizer.
-        text: a file of lines `source TAB target`; by default the validation pairs that training left behind, or the
-            files that it was told to validate on.
+        text: a file of lines `source TAB target`; by default the validation pairs that training left behind.
 
     Raises:
         UserError: if there are none that the model's window takes.
@@ -131,12 +130,6 @@ def _read_pairs(model_directory, text):
     sides = [training / f"validation.{side}.txt" for side in ("source", "target")]
     if all(side.is_file() for side in sides):
         return read_sentence_pairs(*map(str, sides))
-    config = read_json(training / "config.json") if (training / "config.json").is_file() else {}
-    sides = [config.get(f"validation_{side}") for side in ("source", "target")]
-    if all(side is not None and pathlib.Path(side).is_file() for side in sides):
-        return read_sentence_pairs(*sides)
-    if config.get("validation_data") is not None and pathlib.Path(config["validation_data"]).is_file():
-        return read_tab_separated_pairs(config["validation_data"])
     raise UserError(
         f"{model_directory} has no held-out sentence pairs for the parity check, expected --data with a file of lines "
         "`source TAB target`"

@@ -80,6 +80,7 @@ def remove_leftovers(directory):
 def remove_run(training):
     """Removes an older run from `training`; its checkpoints first, so that no other run can go on from them."""
     names = ("checkpoints", "summary.json", "config.json", "data.json", "tokens", "tokenizer", "last", "tensorboard")
+    names += ("validation.source.txt", "validation.target.txt", "validation.jsonl")
     for name in names:
         path = training / name
         if path.is_dir() and not path.is_symlink():  # a link to prepared tokens goes, not what it points to

@@ -59,6 +59,9 @@ class Translation(Task):
         self._open(config, model, data, observer)
         replace_run(pathlib.Path(config.out))  # nothing that was given can be wrong any more
         tokenizer.save(training / "tokenizer")
+        for side in ("source", "target"):  # by which an export proves itself
+            lines = getattr(data.validation, f"{side}s")
+            write_text(training / f"validation.{side}.txt", "".join(f"{line}\n" for line in lines))
         write_text(training / "data.json", json.dumps(data.fingerprints, indent=2) + "\n")
         write_text(training / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         return model
