@@ -20,7 +20,7 @@ from tfgpt.errors import UserError
 from tfgpt.export import ParityError, export_release, prove_release
 from tfgpt.models import EncoderBackbone, EncoderClassifier, GPT2Backbone, GPT2Classifier
 from tfgpt.models.classifier.hugging_face import named_variables
-from tfgpt.runtime import open_classifier_runner
+from tfgpt.runtime import open_classifier_runner, open_runner
 from tfgpt.text import BytePairTokenizer, load_tokenizer, read_documents
 
 LABELS = ["bad", "fair", "good"]
@@ -136,9 +136,17 @@ def test_runners_classify_as_the_model(exported, runtime):
         np.testing.assert_allclose(list(found.probabilities.values()), list(expected.probabilities.values()), atol=1e-5)
     assert runner.classify(tokenizer, []) == []
     with pytest.raises(UserError, match="text 0 has .* tokens, expected at most the window's 48"):
-        open_classifier_runner(exported.path, "onnx").classify(tokenizer, ["x " * 60])
+        runner.classify(tokenizer, ["x " * 60])
     cut = runner.classify(tokenizer, ["x " * 60], truncate=True)
     assert cut[0].label == exported.model.classify("x " * 60, truncate=True).label
+
+
+def test_other_commands_say_what_it_is(exported, capsys):
+    for runtime in ("saved_model", "onnx"):
+        with pytest.raises(UserError, match="is a classifier's release, expected it with `tfgpt classify`"):
+            open_runner(exported.path, runtime)
+    assert main(["inspect", str(exported.path)]) == 0
+    assert "Classif" in capsys.readouterr().out
 
 
 def test_onnx_runs_without_tensorflow(exported):

@@ -125,6 +125,8 @@ def test_the_translate_command(exported, model, runtime, capsys, tmp_path):
     assert (found["translations"], found["runtime"], found["num_beams"]) == (wanted, runtime, 5)
     assert main([*command, TEXTS[0], "--num_beams", "1"]) == 0
     assert capsys.readouterr().out.strip() == model.translate(TEXTS[0], num_beams=1)
+    assert main(["inspect", str(exported.path)]) == 0
+    assert "EncoderDecoderTransformer: 2 layers, 2 decoder layers, 2 heads, 32 wide" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,18 @@ from tfgpt.safetensors_file import SafetensorsFile
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# Our words for what config.json says of an architecture.
+LANGUAGE_MODEL = "GPT2LMHeadModel"
+
+# Our words for what config.json says of an architecture: GPT-2's, an encoder's, an encoder–decoder's.
 SIZES = {
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "hidden_dim": "n_embd",
-    "intermediate_dim": "n_inner",
-    "max_sequence_length": "n_positions",
-    "vocabulary_size": "vocab_size",
-    "activation": "activation_function",
+    "num_layers": ("n_layer", "num_hidden_layers", "encoder_layers"),
+    "num_decoder_layers": ("decoder_layers",),
+    "num_heads": ("n_head", "num_attention_heads", "encoder_attention_heads"),
+    "hidden_dim": ("n_embd", "hidden_size", "d_model"),
+    "intermediate_dim": ("n_inner", "intermediate_size", "encoder_ffn_dim"),
+    "max_sequence_length": ("n_positions", "max_position_embeddings"),
+    "vocabulary_size": ("vocab_size",),
+    "activation": ("activation_function", "hidden_act"),
 }
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -117,7 +120,7 @@ def _model_directory(path):
 
 def _release(path):
     from tfgpt.runtime.release_files import SIZES as RELEASE_SIZES
-    from tfgpt.runtime.release_files import read_manifest, read_release_config
+    from tfgpt.runtime.release_files import read_manifest
 
     manifest = read_manifest(path)
     for name, expected in manifest["files"].items():
@@ -125,9 +128,11 @@ def _release(path):
         if found != expected.get("bytes"):
             what = "is missing" if found is None else f"has {found} bytes"
             raise UserError(f"{path / name} {what}, expected {expected.get('bytes')} bytes as in manifest.json")
-    config = read_release_config(path)
+    config = read_json(path / "config.json")
     described = {"kind": "release directory", "architecture": _architecture(config)}
-    described["parameters"] = _parameters(**{key: config[key] for key in RELEASE_SIZES}, n_inner=config.get("n_inner"))
+    sizes = {key: config.get(key) for key in RELEASE_SIZES}
+    if config.get("architectures") == [LANGUAGE_MODEL] and all(isinstance(size, int) for size in sizes.values()):
+        described["parameters"] = _parameters(**sizes, n_inner=config.get("n_inner"))
     described |= {key: manifest[key] for key in ("created", "source", "versions") if key in manifest}
     described |= _tokenizer_of(path)
     described["onnx"] = {f"onnx/{name}": one for name, one in _onnx_files(path / "onnx").items()}
@@ -183,7 +188,7 @@ def _file_entry(path, checksums):
 def _architecture(config):
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items() if config.get(theirs) is not None}
+    sizes = {ours: config[key] for ours, keys in SIZES.items() for key in keys if config.get(key) is not None}
     return {"name": name, "model_type": config.get("model_type"), **sizes}
 
 

@@ -6,6 +6,7 @@ import re
 
 SIZES = {
     "num_layers": "{} layers",
+    "num_decoder_layers": "{} decoder layers",
     "num_heads": "{} heads",
     "hidden_dim": "{} wide",
     "intermediate_dim": "feed-forward {}",

@@ -99,7 +99,7 @@ def _task(arguments):
             if name in ("--task", "--config"):
                 named[name] = rest if equals else value
         task = named.get("--task") or _task_of_file(named.get("--config")) or task
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             raise UserError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
     return task
 

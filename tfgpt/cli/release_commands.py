@@ -30,7 +30,8 @@ def export(
         quantize: further ONNX variants: int8, int8_weight_only, int4, float16.
         sensitivity: measure what the integers of each weight cost; done anyway where a budget is broken.
         name: of the served model; by default the model directory's.
-        data: a text file for the parity check; by default the validation split of the training.
+        data: a file for the parity check: text, of a translation model lines `source TAB target`, of a classifier
+            labelled texts or a text a line; by default what the training held out.
         overwrite: replace a release that `out` holds.
         json: also write the parity figures to this file.
     """
@@ -58,7 +59,7 @@ def parity(release: str, model: str, data: str | None = None, report: str | None
     Args:
         release: a release directory.
         model: the model directory it came from (as `--model`).
-        data: a text file; by default the validation split of the training.
+        data: as for `export`; by default what the training held out.
         report: a folder for parity.json, parity.md and parity.png; by default the release, whose own it renews.
         json: also write the figures to this file.
     """

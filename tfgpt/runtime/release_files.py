@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from tfgpt.checksum import sha256_of_file
+from tfgpt.classification import is_classifier
 from tfgpt.errors import UserError
 
 SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
@@ -33,6 +34,8 @@ def read_release_config(release, sizes=SIZES, kind=None):
         raise UserError(f"{path} has model_type {config.get('model_type')!r}, expected {kind!r}")
     if kind is None and config.get("is_encoder_decoder"):
         raise UserError(f"{release} is a translation model's release, expected it with `tfgpt translate`")
+    if kind is None and sizes and is_classifier(config):
+        raise UserError(f"{release} is a classifier's release, expected it with `tfgpt classify`")
     for key in sizes:
         if not isinstance(config.get(key), int):
             raise UserError(f"{path} has {key} {config.get(key)!r}, expected an integer")

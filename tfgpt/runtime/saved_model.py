@@ -8,7 +8,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.classification import BATCH_SIZE
+from tfgpt.classification import BATCH_SIZE, encode_texts
 from tfgpt.context_window import pad_left
 from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
@@ -44,6 +44,7 @@ class SavedModelClassifier(ClassifierRunner):
     def probabilities(self, tokenizer, texts, truncate=False):
         if truncate or "classify" not in self.signatures:  # the graph refuses texts that are longer than the window
             return super().probabilities(tokenizer, texts, truncate)
+        encode_texts(tokenizer, texts, self.window)  # for its checks, which name the text
         found = []
         for start in range(0, len(texts), BATCH_SIZE):
             outputs = self.signatures["serving_default"](text=tf.constant(texts[start : start + BATCH_SIZE]))

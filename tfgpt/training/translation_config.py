@@ -105,6 +105,7 @@ class TranslationConfig(FitConfig):
         for name in ("average_checkpoints", "validation_sentences"):
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         self._expect("strategy", self.strategy in ("auto", "one_device"), "one_device for translation")
+        self.strategy = "one_device"
         super().__post_init__()
         self.keep_checkpoints = max(self.keep_checkpoints, self.average_checkpoints)
 
