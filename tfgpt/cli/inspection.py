@@ -287,7 +287,7 @@ def _other_origin(path):
         counts = dtypes.setdefault(tensor.dtype.name, {"tensors": 0, "elements": 0})
         counts["tensors"] += 1
         counts["elements"] += tensor.size
-    sizes = {name: checkpoint.config[name] for name in SIZES}
+    sizes = {name: checkpoint.config[name] for name in SIZES if name in checkpoint.config}
     described = {"kind": origin.NAME, "architecture": {"name": None, "model_type": "gpt2", **sizes}}
     described |= {"parameters": checkpoint.parameter_count, "dtypes": dtypes, **_tokenizer(checkpoint.tokenizer)}
     return described | {"files": [path] if path.is_file() else _all_files(path)}
