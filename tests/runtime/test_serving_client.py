@@ -133,7 +133,7 @@ def test_unavailable_servers_are_asked_again(monkeypatch):
         with open_client(address, token="secret", deadline=3) as client:
             assert client.status()[0]["state"] == "AVAILABLE" and len(calls) == 3
             assert calls[0][1]["authorization"] == "Bearer secret"
-            assert calls[2][0] < calls[0][0] <= 3  # one deadline for all tries, which gRPC sends in few digits
+            assert calls[2][0] < calls[0][0] < 3.1  # one deadline for all tries; gRPC rounds what is left of it
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 501, 504])
