@@ -193,7 +193,7 @@ def test_what_is_no_matrix_stays_as_it_is(release, variant):
 def test_the_operators_of_a_variant(release, variant):
     model = onnx.load(release.folder / f"model_{variant}.onnx", load_external_data=False)
     operators = collections.Counter(node.op_type for node in model.graph.node)
-    assert operators["DynamicQuantizeMatMul" if variant == "int8" else "MatMulNBits"] == 9
+    assert operators["MatMulIntegerToFloat" if variant == "int8" else "MatMulNBits"] == 9
     assert not operators["MatMul"] + operators["Gemm"]
     assert operators["GroupQueryAttention"] == 2
     if variant != "int8":
@@ -251,11 +251,22 @@ def run_nodes(model, nodes, output, feeds):
 
 
 def product_of(release, variant, name, x):
-    """x times a weight, by the variant's own node."""
+    """x times a weight, by the variant's own nodes."""
     model = onnx.load(release.folder / f"model_{variant}.onnx")
-    products = [node for node in model.graph.node if node.op_type in ("DynamicQuantizeMatMul", "MatMulNBits")]
+    products = [node for node in model.graph.node if node.op_type in ("MatMulIntegerToFloat", "MatMulNBits")]
     [node] = [node for node in products if node.input[1].startswith(name)]
-    return run_nodes(model, [node], node.output[0], {node.input[0]: x})
+    if variant != "int8":
+        return run_nodes(model, [node], node.output[0], {node.input[0]: x})
+    producers = {output: node for node in model.graph.node for output in node.output}
+    quantized = producers[node.input[0]]
+    divided = producers[quantized.input[0]]
+    [scaled] = [other for other in model.graph.node if node.output[0] in other.input]
+    largest = producers[divided.input[1]]
+    chain = [producers[largest.input[0]], largest, divided, quantized, node, scaled]
+    constants = [producers[i] for one in chain for i in one.input if i in producers and producers[i] not in chain]
+    constants = [constant for constant in constants if constant.op_type == "Constant"]
+    unique = list({constant.output[0]: constant for constant in constants}.values())
+    return run_nodes(model, [*unique, *chain], scaled.output[0], {divided.input[0]: x})
 
 
 def looked_up(release, variant, token_ids):
@@ -285,9 +296,9 @@ def test_products_are_those_of_the_stored_integers(release, variant, name, rows)
     found = product_of(release, variant, name, x)
     expected = x.astype(np.float64) @ weight
     assert found.shape == expected.shape
-    if variant == "int8":  # one scale for all of x, and a zero point that is rounded, too
-        step = (max(x.max(), 0) - min(x.min(), 0)) / 255
-        limit = step * np.abs(weight).sum(axis=0)
+    if variant == "int8":  # a scale a row
+        step = np.abs(x).max(axis=-1, keepdims=True) / 127
+        limit = 0.5 * step * np.abs(weight).sum(axis=0)
     else:  # a scale for every 32 of a row
         blocks = np.abs(x).reshape(rows, -1, 32).max(axis=-1)
         step = np.repeat(blocks / 127, 32, axis=-1)
@@ -295,6 +306,22 @@ def test_products_are_those_of_the_stored_integers(release, variant, name, rows)
     error = np.abs(found - expected)
     assert (error <= 1.01 * limit + 1e-5).all()
     assert np.abs(expected).max() > 20 * error.max()
+
+
+@pytest.mark.parametrize("name", [MATRICES[0], MATRICES[7], EMBEDDINGS])
+def test_a_row_of_int8_does_not_depend_on_the_others(release, name):
+    inner = len(dequantized(stored(release.folder, "int8"), "int8", name))
+    x = np.random.default_rng(0).normal(size=(5, inner)).astype(np.float32) * np.array([[1e-3, 1, 30, 0, 1]]).T
+    x = x.astype(np.float32)
+
+    def product(rows):
+        found = product_of(release, "int8", name, rows if name == EMBEDDINGS else rows[None])
+        return found.reshape(len(rows), -1)
+
+    together = product(x)
+    for row in (0, 1, 2, 4):
+        np.testing.assert_array_equal(product(x[row : row + 1])[0], together[row])
+    assert not together[3].any()  # a row of zeros
 
 
 @pytest.mark.parametrize("variant", INTEGERS)

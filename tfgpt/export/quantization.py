@@ -107,7 +107,10 @@ def common_block(widths, variant):
 
 
 class DynamicInt8:
-    """Weights as int8 with a scale an output channel; activations as uint8, quantized anew in each product.
+    """Weights as int8 with a scale a column; activations in 8 bits, quantized anew in each product, a scale a row.
+
+    ONNX Runtime's DynamicQuantizeMatMul does it in one operator, with one scale for all rows: 5 to 10 % faster, but
+    what a text gets would depend on whom it is computed with, and a row of small numbers would keep few bits.
 
     Args:
         kernel: (K, N).
@@ -121,7 +124,12 @@ class DynamicInt8:
         self.scales = store("scales", scales)  # (N,)
 
     def product(self, op, x, _):
-        return op.DynamicQuantizeMatMul(x, self.integers, self.scales, _domain=MICROSOFT)
+        largest = op.ReduceMax(op.Abs(x), op.Constant(value_ints=[-1]), keepdims=1)
+        step, zero = op.Constant(value_float=1 / 127), op.Constant(value=ir.tensor(np.uint8(128)))
+        # A row of zeros becomes integers that mean nothing, and zeros again by its scale.
+        rows = op.QuantizeLinear(op.Div(x, largest), step, zero)
+        product = op.MatMulIntegerToFloat(rows, self.integers, step, self.scales, zero, _domain=MICROSOFT)
+        return op.Mul(product, largest)
 
     def lookup(self, op, _, token_ids):
         columns = op.Transpose(op.Gather(self.integers, token_ids, axis=1), perm=[1, 2, 0])  # (B, T, K)
