@@ -167,6 +167,7 @@ def test_the_tuned_decoders_inputs_and_outputs(tuned):
     assert shapes == {
         "logits": ["batch_size", "num_logits", vocabulary_size],
         **cache("present", "max_sequence_length"),
+        "last_hidden_state": ["batch_size", "num_logits", shapes["last_hidden_state"][2]],
     }
     assert set(types.values()) == {"FLOAT"}
 

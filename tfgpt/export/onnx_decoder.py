@@ -143,9 +143,9 @@ def tune(decoder, backbone):
     """Rewrites a portable decoder, in place, to ONNX Runtime's fused operators.
 
     In place of the mask it takes each row's length, so padding stands on the right; and it gives logits of chosen
-    positions only. Inputs: `input_ids` and `position_ids` (B, T), `seqlens_k` (B,), the number of each row's keys less
-    one, `total_sequence_length`, the largest number of keys, `logit_indices` (B, M), and the cache, which past and
-    present may share, (B, H, S, K) with S at least that largest number.
+    positions only, and their `last_hidden_state` (B, M, D). Inputs: `input_ids` and `position_ids` (B, T), `seqlens_k`
+    (B,), the number of each row's keys less one, `total_sequence_length`, the largest number of keys, `logit_indices`
+    (B, M), and the cache, which past and present may share, (B, H, S, K) with S at least that largest number.
     """
     graph = decoder.graph
     lengths = [_input("seqlens_k", ir.DataType.INT32, ["batch_size"])]
@@ -162,6 +162,11 @@ def tune(decoder, backbone):
         value.shape = ir.Shape([*value.shape[:2], "max_sequence_length", value.shape[3]])
     logits = graph.outputs[0]
     logits.shape = ir.Shape(["batch_size", "num_logits", backbone.vocabulary_size])
+    flat = logits.producer().inputs[0].producer().inputs[0]  # (B · M, D), what the output head multiplies
+    hidden = flat.producer().inputs[0]
+    hidden.name, hidden.dtype = "last_hidden_state", ir.DataType.FLOAT
+    hidden.shape = ir.Shape(["batch_size", "num_logits", backbone.hidden_dim])
+    graph.outputs.append(hidden)
 
 
 def bind_weights(decoder, weights, path):
