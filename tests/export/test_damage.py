@@ -328,7 +328,7 @@ def test_positions_are_off_by_one_once_there_is_a_cache_in_onnx(release_with, re
 @contextlib.contextmanager
 def runs_with(change, steps):
     """Changes what the graph reads, in place: in every step behind a prompt, or in every prompt."""
-    run = onnx_runtime._Call.run
+    run = onnx_runtime.Call.run
 
     def damaged(call, offsets, *counts):
         if bool(counts) == steps:  # a prompt's rows have counts of their own
@@ -346,7 +346,7 @@ def runs_with(change, steps):
             call.session = session
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_runtime._Call, "run", damaged)
+        patch.setattr(onnx_runtime.Call, "run", damaged)
         yield
 
 

@@ -151,13 +151,13 @@ def test_no_more_logits_are_computed_than_are_asked_for(runner, monkeypatch):
 
 def record_calls(monkeypatch):
     """(rows, new tokens, positions with logits) of each binding that is made."""
-    calls, init = [], onnx_runtime._Call.__init__
+    calls, init = [], onnx_runtime.Call.__init__
 
     def recording(call, runner, cache, rows, width, num_logits):
         calls.append((rows, width, num_logits))
         init(call, runner, cache, rows, width, num_logits)
 
-    monkeypatch.setattr(onnx_runtime._Call, "__init__", recording)
+    monkeypatch.setattr(onnx_runtime.Call, "__init__", recording)
     return calls
 
 
@@ -171,7 +171,7 @@ def test_logits_of_prompts_that_are_read_piece_by_piece(runner, exported, monkey
     for row, length in enumerate((32, 3, 17, 29)):
         mask[row, : 32 - length] = 0
     expected = exported.keras.logits(token_ids, mask)
-    monkeypatch.setattr(onnx_runtime, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(onnx_runtime, "CHUNK", chunk)
     calls = record_calls(monkeypatch)
     for prompt_length in (32, 30):
         calls.clear()
@@ -193,7 +193,7 @@ def test_continuations_of_prompts_that_are_read_piece_by_piece(runner, monkeypat
     prompts = random_prompts(18, 1, 8, 9) if beams else random_prompts(18, 1, 8, 32, 40)
     settings = GenerationSettings(max_new_tokens=14 if beams else 50, **settings)
     expected = runner.generate(prompts, settings)
-    monkeypatch.setattr(onnx_runtime, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(onnx_runtime, "CHUNK", chunk)
     calls = record_calls(monkeypatch)
     assert runner.generate(prompts, settings) == expected
     assert {width for _, width, _ in calls} >= {1, chunk} and max(width for _, width, _ in calls) == chunk
@@ -201,7 +201,7 @@ def test_continuations_of_prompts_that_are_read_piece_by_piece(runner, monkeypat
 
 
 def test_each_piece_is_read_once(runner, monkeypatch):
-    monkeypatch.setattr(onnx_runtime, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(onnx_runtime, "CHUNK", 8)
     calls = record_calls(monkeypatch)
     runner.start(random_prompts(20, 8, 3), 4)
     assert collections.Counter(calls) == {(1, 8, 1): 3, (1, 4, 1): 1, (1, 3, 1): 1}

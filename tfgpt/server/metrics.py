@@ -7,6 +7,7 @@ import prometheus_client
 # Microseconds, as in TensorFlow Serving: 10 * 1.8^i, to about 20 minutes.
 REQUEST_BUCKETS = [10 * 1.8**i for i in range(33)]
 QUEUE_BUCKETS = [100 * 1.2**i for i in range(52)]
+SECONDS = [0.001 * 1.6**i for i in range(28)]  # to about 5 minutes
 SERVING, SAVED_MODEL = ":tensorflow:serving:", ":tensorflow:cc:saved_model:"
 
 
@@ -48,7 +49,22 @@ class Metrics:
         self._batch_rows = histogram("tfgpt_batch_rows", "Rows of a batch, without padding.", [2**i for i in range(13)])
         self._loads = gauge(f"{SAVED_MODEL}load_attempt_count", "Loads, by outcome.", "model_path", "status")
         self._load_time = gauge(f"{SAVED_MODEL}load_latency", "Microseconds of loading.", "model_path")
+        self._continuous_batching(gauge, histogram)
         self.in_flight = gauge("tfgpt_requests_in_flight", "Requests that are being answered.")
+
+    def _continuous_batching(self, gauge, histogram):
+        def counter(name, text, *labels):
+            return prometheus_client.Counter(name, text, labels, registry=self.registry)
+
+        model = "model_name"
+        self._queued = gauge("tfgpt_queue_length", "Requests that wait for a slot.", model)
+        self._wait = histogram("tfgpt_queue_seconds", "Seconds until a slot was free.", SECONDS, model)
+        self._texts = histogram("tfgpt_step_rows", "Texts that a step continued.", [2**i for i in range(9)], model)
+        self._first = histogram("tfgpt_time_to_first_token_seconds", "From arrival.", SECONDS, model)
+        self._next = histogram("tfgpt_inter_token_seconds", "From one token of a text to its next.", SECONDS, model)
+        self._new_tokens = counter("tfgpt_generated_tokens", "New tokens.", model)
+        self._prompt_tokens = counter("tfgpt_prompt_tokens", "Tokens of prompts.", model, "source")
+        self._finished = counter("tfgpt_texts", "Texts that ended, by reason or error.", model, "reason")
 
     def answered(self, model, api, entrypoint, status, seconds):
         """A request of a known model was answered."""
@@ -65,6 +81,32 @@ class Metrics:
             self._queue.labels(pool).observe(seconds * 1e6)
         self._batches.inc()
         self._batch_rows.observe(rows)
+
+    def queued(self, model, length):
+        """So many requests wait for a slot."""
+        self._queued.labels(model).set(length)
+
+    def admitted(self, model, seconds):
+        """A request got a slot after so many seconds."""
+        self._wait.labels(model).observe(seconds)
+
+    def prompt(self, model, tokens, known):
+        """A prompt of so many tokens is being read, of which `known` need not be."""
+        self._prompt_tokens.labels(model, "reused").inc(known)
+        self._prompt_tokens.labels(model, "read").inc(tokens - known)
+
+    def stepped(self, model, rows):
+        """So many texts were continued together."""
+        self._texts.labels(model).observe(rows)
+
+    def new_token(self, model, first, seconds):
+        """A text grew by a token, so long after its request came, if it is the first, or after the one before."""
+        self._new_tokens.labels(model).inc()
+        (self._first if first else self._next).labels(model).observe(seconds)
+
+    def finished(self, model, reason):
+        """A text ended."""
+        self._finished.labels(model, reason).inc()
 
     def loaded(self, path, seconds):
         """A version was loaded."""

@@ -121,13 +121,20 @@ class Tokenizer:
         >>> tokenizer.token_texts(tokenizer.encode("é a"))
         ['\\\\xc3', '\\\\xa9', ' ', 'a']
         """
+        return [piece.decode("utf-8", "backslashreplace") for piece in self.token_bytes(token_ids)]
+
+    def token_bytes(self, token_ids):
+        """The bytes of each token, a list; those of ids past the vocabulary are empty."""
         tokens = [self._backend.id_to_token(int(token_id)) or "" for token_id in token_ids]
         if not isinstance(self._backend.decoder, decoders.ByteLevel):
-            return tokens
-        byte_of = byte_of_character()
-        return [token_bytes(token, byte_of).decode("utf-8", "backslashreplace") for token in tokens]
+            return [token.encode() for token in tokens]
+        return [token_bytes(token, self._byte_of_character) for token in tokens]
 
     # === Properties ===
+
+    @functools.cached_property
+    def _byte_of_character(self):
+        return byte_of_character()
 
     @functools.cached_property
     def vocabulary_size(self):
