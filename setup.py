@@ -36,7 +36,7 @@ REQUIREMENTS = [
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 TORCH = ["torch>=2.13"]
 INTEROP = [*TORCH, "transformers>=5.0", "tiktoken>=0.12"]
-SERVING = ["starlette>=1.7", "uvicorn>=0.54", "prometheus-client>=0.26"]
+SERVING = ["starlette>=1.7", "uvicorn>=0.54", "prometheus-client>=0.26", "jinja2>=3.1.6"]
 EXTRAS = {
     "plots": PLOTS,
     "torch": TORCH,
@@ -50,6 +50,7 @@ EXTRAS = {
         "scikit-learn>=1.7",
         "selenium>=4.51",
         "ovmsclient>=2023.1",
+        "openai>=3.54",
         *PLOTS,
         *SERVING,
     ],
@@ -67,6 +68,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_namespace_packages(include=["tfgpt", "tfgpt.*"], exclude=["*__pycache__*"]),
+    package_data={"tfgpt.server": ["playground.html"]},
     python_requires=">=3.10,<3.14",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -1,18 +1,13 @@
-"""The page in a real browser, without network: Debian's chromium and chromium-driver, driven by selenium."""
-
-import os
-import shutil
+"""The page in a real browser, without network."""
 
 import numpy as np
 import pytest
 
+from tests.browser import needs_browser, open_browser
 from tfgpt.experiments.attention import page
 from tfgpt.models.views import AttentionView, LogitLens
 
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    DRIVER is None, reason="chromedriver is not on the PATH: apt-get install --no-install-recommends chromium-driver"
-)
+pytestmark = needs_browser
 
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -40,19 +35,11 @@ LENS = LogitLens(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"]
-    for argument in [*arguments, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    os.environ.setdefault("SE_OFFLINE", "true")  # selenium looks for no driver of its own
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    path = tmp_path_factory.mktemp("page") / "attention.html"
-    path.write_text(page(VIEWS, LENS, title=HOSTILE[0], lens_views=("decoder",)), encoding="utf-8")
-    browser.get(f"file://{path}")
-    yield browser
-    browser.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        path = tmp_path_factory.mktemp("page") / "attention.html"
+        path.write_text(page(VIEWS, LENS, title=HOSTILE[0], lens_views=("decoder",)), encoding="utf-8")
+        browser.get(f"file://{path}")
+        yield browser
 
 
 @pytest.fixture(autouse=True)

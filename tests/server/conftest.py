@@ -2,11 +2,20 @@ import contextlib
 import http.client
 import json
 
+import numpy as np
 import pytest
 
 from tests.server.served_models import save_models
+from tfgpt.export import export_release
+from tfgpt.export.quantization import write_variant
+from tfgpt.export.release import write_manifest
+from tfgpt.models import GPT2CausalLM
 from tfgpt.server.config import ServerConfig
 from tfgpt.server.serve import Server
+from tfgpt.text import BytePairTokenizer
+
+WORDS = ["some", "wörds", "to", "merge", "again", "and", "naïve", "more", "that", "no", "one", "will", "ever", "read"]
+WINDOW = 192
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +52,33 @@ def server(models_folder):
 @pytest.fixture(scope="session")
 def ask(server):
     return lambda *args, **kwargs: send(server, *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory):
+    """A release of a random model whose text is varied, with end of text and cut characters in it."""
+    folder = tmp_path_factory.mktemp("openai")
+    text = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    model = GPT2CausalLM.from_preset(
+        "gpt2-test", load_weights=False, seed=1, vocabulary_size=290, max_sequence_length=WINDOW, hidden_dim=64
+    )
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(variable * (8.0 if variable is model.backbone.token_embedding.embeddings else 16.0))
+    model.tokenizer = BytePairTokenizer.train([text], vocabulary_size=290)
+    model.save_to_preset(folder / "model")
+    export_release(folder / "model", folder / "tiny", name="tiny", text=folder / "text.txt")
+    write_variant(folder / "tiny" / "onnx", "int8")
+    write_manifest(folder / "tiny", folder / "model")
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def served(release, start_server):
+    config = {"engine": "onnx", "model_name": "tiny", "model_base_path": str(release), "slots": 3, "max_queue": 140}
+    with start_server(**config) as server:
+        yield server
 
 
 def send(server, method, path, body=None, headers=None):

@@ -6,6 +6,9 @@ import dataclasses
 
 from tfgpt.errors import UserError
 
+ENGINES = ("saved_model", "onnx")
+ONNX_ONLY = ("variant", "slots", "max_queue", "max_request_seconds", "chat_template")
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -29,7 +32,14 @@ class ServerConfig:
         tls_key: its key.
         max_body_bytes: of a request.
         request_threads: how many requests of either protocol are answered at the same time.
-        threads: of one of TensorFlow's operators; 0 lets it choose.
+        threads: of one operator; 0 lets TensorFlow or ONNX Runtime choose.
+        engine: "saved_model", or "onnx": release directories, whose texts are continued in one running batch, and
+            OpenAI's API.
+        variant: of the ONNX engine: float32, float16, int8, int8_weight_only or int4.
+        slots: of the ONNX engine: how many texts grow at the same time.
+        max_queue: of the ONNX engine: how many more may wait; beyond them requests fail with status 429.
+        max_request_seconds: of the ONNX engine: that an answer may take.
+        chat_template: of the ONNX engine: a file; by default the release's own.
         drain_seconds: how long SIGTERM waits for requests that are being answered.
     """
 
@@ -51,13 +61,29 @@ class ServerConfig:
     max_body_bytes: int = 2**26
     request_threads: int = 64
     threads: int = 0
+    engine: str = "saved_model"
+    variant: str = "float32"
+    slots: int = 16
+    max_queue: int = 256
+    max_request_seconds: float = 600.0
+    chat_template: str | None = None
     drain_seconds: float = 60.0
 
     def __post_init__(self):
         for name in ("rest_port", "grpc_port"):
             if not 0 <= getattr(self, name) < 2**16:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 to {2**16 - 1}")
-        for name in ("max_body_bytes", "request_threads"):
+        if self.engine not in ENGINES:
+            raise UserError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
+        if self.engine != "onnx":
+            for name in ONNX_ONLY:
+                if getattr(self, name) != getattr(ServerConfig, name):
+                    raise UserError(f"{name} is given without engine onnx, expected both or neither")
+        elif self.enable_batching:
+            raise UserError("enable_batching is given with engine onnx, expected it without: it batches by itself")
+        if not self.max_request_seconds > 0:
+            raise UserError(f"max_request_seconds is {self.max_request_seconds}, expected more than 0")
+        for name in ("max_body_bytes", "request_threads", "slots", "max_queue"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in (

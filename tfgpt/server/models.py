@@ -46,8 +46,8 @@ class Models:
     """The models of a server.
 
     Args:
-        load: a function of a version's directory that gives what `Version.servable` is: with `signatures`, `run` and
-            `close` as `SavedModelServable` has them.
+        load: a function of a model's name and a version's directory that gives what `Version.servable` is: with
+            `signatures`, `run` and `close` as `SavedModelServable` has them.
         labels_before_versions: whether a label may name a version that is not loaded
             (--allow_version_labels_for_unavailable_models).
     """
@@ -89,6 +89,11 @@ class Models:
         """Looks at the base paths, and loads and unloads what has changed."""
         with self._work:
             self._look()
+
+    def names(self):
+        """The models that have a version that answers."""
+        with self._lock:
+            return sorted(name for name in self._configs if self.is_available(name))
 
     def is_available(self, name):
         """Whether a model has a version that answers."""
@@ -206,7 +211,7 @@ class Models:
             version.state, version.tries = "LOADING", version.tries + 1
         start = time.monotonic()
         try:
-            servable = self._load_servable(path)
+            servable = self._load_servable(name, path)
         except RequestError as error:
             self._failed(version, error)
         except Exception as error:  # whatever a model makes of its loading, the server lives on
@@ -273,6 +278,8 @@ def aspired_versions(config):
         ([3], [1])
     """
     found = versions_of(config.base_path)
+    if not found and pathlib.Path(config.base_path, "manifest.json").is_file():
+        found = {1: pathlib.Path(config.base_path)}  # a release directory by itself
     policy = config.model_version_policy
     chosen = policy.WhichOneof("policy_choice")
     if chosen == "all":

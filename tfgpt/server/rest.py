@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pathlib
 import re
 import time
 import urllib.parse
@@ -27,6 +29,13 @@ STATUS = re.compile(rf"/v1/models(?:/?|{MODEL.removeprefix('/v1/models')}(/metad
 API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 METRICS_PATH, HEALTH_PATH, READINESS_PATH = "/metrics", "/healthz", "/readyz"
 NO_PAGE = b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
+PLAYGROUND = pathlib.Path(__file__).parent / "playground.html"
+PAGE_HEADERS = {  # nothing from elsewhere, and in nobody's frame
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 BODY_SECONDS = 60  # for a request's body to arrive
 
 
@@ -40,10 +49,11 @@ class RestApi:
         monitoring_path: where else than at /metrics the metrics are; None for nowhere.
         max_body_bytes: of a request.
         threads: how many requests are answered at the same time.
+        texts: an `OpenAiApi`, or None.
     """
 
-    def __init__(self, predictor, access, is_ready, monitoring_path=None, max_body_bytes=2**26, threads=64):
-        self._predictor, self._access, self._is_ready = predictor, access, is_ready
+    def __init__(self, predictor, access, is_ready, monitoring_path=None, max_body_bytes=2**26, threads=64, texts=None):
+        self._predictor, self._access, self._is_ready, self._texts = predictor, access, is_ready, texts
         self._metrics_paths = {METRICS_PATH, monitoring_path}
         self._max_body_bytes, self._threads, self._limiter = max_body_bytes, threads, None
 
@@ -59,14 +69,31 @@ class RestApi:
         identity = request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
         REQUEST_ID.set(identity)
         path = scope["raw_path"].partition(b"?")[0].decode("latin-1")
+        status = None
+
+        async def named_send(event):
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+                event = {**event, "headers": [*event["headers"], (b"x-request-id", identity.encode("ascii"))]}
+            await send(event)
+
+        of_texts = self._texts is not None and self._texts.takes(path)
         try:
-            response = await self._answer(scope["method"], path, headers, receive)
+            if of_texts:
+                self._access.check(headers.get(b"authorization"))
+                body = await self._body(headers, receive)
+                await self._texts.answer(scope["method"], path, headers, body, receive, named_send)
+            else:
+                response = await self._answer(scope["method"], path, headers, receive)
+                await response(scope, receive, named_send)
         except RequestError as error:
-            response = _json(json_responses.write_error(error.message), error.http_status)
-            if error.code == "UNAUTHENTICATED":
-                response.headers["WWW-Authenticate"] = "Bearer"
-        response.headers["X-Request-Id"] = identity
-        await response(scope, receive, send)
+            if status is None:  # else an answer has begun
+                await self._error(error, of_texts)(scope, receive, named_send)
+        except Exception:
+            LOGGER.exception("a request failed")
+            if status is None:
+                await self._error(RequestError("INTERNAL", "the server failed"), of_texts)(scope, receive, named_send)
         quiet = path in (*self._metrics_paths, HEALTH_PATH, READINESS_PATH)
         LOGGER.log(
             logging.DEBUG if quiet else logging.INFO,
@@ -74,12 +101,22 @@ class RestApi:
             extra={
                 "method": scope["method"],
                 "path": path,
-                "status": response.status_code,
+                "status": status,
                 "seconds": round(time.monotonic() - start, 6),
                 "entrypoint": "REST",
                 "client": (scope.get("client") or ("",))[0],
             },
         )
+
+    def _error(self, error, of_texts):
+        document = self._texts.write_error(error) if of_texts else None
+        content = json.dumps(document) if of_texts else json_responses.write_error(error.message)
+        response = _json(content, error.http_status)
+        if error.code == "UNAUTHENTICATED":
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if hasattr(error, "retry_after"):
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
 
     async def _answer(self, method, path, headers, receive):
         if path == HEALTH_PATH:
@@ -87,6 +124,8 @@ class RestApi:
         if path == READINESS_PATH:
             ready = self._is_ready()
             return Response(b"ready\n" if ready else b"not ready\n", 200 if ready else 503, media_type="text/plain")
+        if path == "/" and method in ("GET", "HEAD") and self._texts is not None:
+            return Response(PLAYGROUND.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
         self._access.check(headers.get(b"authorization"))
         if path in self._metrics_paths and method == "GET":
             return Response(METRICS.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

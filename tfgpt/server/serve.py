@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A server of SavedModels.
+    """A server of SavedModels, or of releases on ONNX Runtime.
 
     Args:
         config: a `tfgpt.server.config.ServerConfig`.
@@ -107,10 +107,19 @@ class Server:
     def ready(self):
         return not self._stopping.is_set() and self.models.ready
 
-    def _load(self, path):
-        from tfgpt.server.saved_model_servable import SavedModelServable
+    def _load(self, name, path):
+        config = self.config
+        if config.engine == "saved_model":
+            from tfgpt.server.saved_model_servable import SavedModelServable
 
-        return SavedModelServable(path, self.config.threads)
+            return SavedModelServable(path, config.threads)
+        from tfgpt.server.onnx_servable import OnnxServable
+
+        options = (config.variant, config.threads, config.slots, config.max_queue, name, config.chat_template)
+        try:
+            return OnnxServable(path, *options)
+        except UserError as error:
+            raise RequestError("FAILED_PRECONDITION", str(error)) from error
 
     def _make_batcher(self):
         path = self.config.batching_parameters_file
@@ -177,6 +186,7 @@ class Server:
             self._monitoring_path,
             self.config.max_body_bytes,
             self.config.request_threads,
+            self._texts(),
         )
         self.rest_port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -194,6 +204,13 @@ class Server:
         self._rest_thread.start()
         while not self._rest.started and self._rest_thread.is_alive():
             time.sleep(0.01)
+
+    def _texts(self):
+        if self.config.engine != "onnx":
+            return None
+        from tfgpt.server.openai_api import OpenAiApi
+
+        return OpenAiApi(self.models, self.config.max_request_seconds)
 
     def _watch(self):
         """Looks for new versions, and for a changed models.config."""

@@ -1,0 +1,271 @@
+"""OpenAI's REST API for texts: completions, chat completions, embeddings and the list of models, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import re
+import time
+import urllib.parse
+
+from tfgpt.generation_settings import GenerationSettings
+from tfgpt.runtime.runner import encode_prompt
+from tfgpt.runtime.serving_messages import message
+from tfgpt.server.metrics import METRICS
+from tfgpt.server.openai_answers import ChatShape, Choice, CompletionShape
+from tfgpt.server.openai_requests import encode_vector, parse_chat, parse_completion, parse_embeddings
+from tfgpt.server.status import RequestError, invalid
+from tfgpt.server.streaming import Events, unless_gone
+from tfgpt.server.text_requests import Embedding, Finished, Request
+
+PATHS = re.compile(r"(?:/openai)?/v1/(completions|chat/completions|embeddings|models(?:/([^/:]+))?)/?", re.ASCII)
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class OpenAiApi:
+    """Answers requests by the models that are served on ONNX Runtime.
+
+    Args:
+        models: `Models`, whose servables are `OnnxServable`s.
+        max_seconds: that an answer may take.
+    """
+
+    def __init__(self, models, max_seconds=600.0):
+        self._models, self._max_seconds = models, max_seconds
+
+    def takes(self, path):
+        """Whether a request is for this API: /v1/models/NAME is TensorFlow Serving's, /openai/v1/models/NAME is not."""
+        found = PATHS.fullmatch(path)
+        return bool(found) and (found[2] is None or path.startswith("/openai/"))
+
+    async def answer(self, method, path, headers, body, receive, send):
+        """Answers one request.
+
+        Args:
+            method, path: of the request.
+            headers: name → value, bytes in lower case; X-Request-Timeout is how many seconds the answer may take.
+            body: bytes.
+            receive, send: of the ASGI application.
+
+        Raises:
+            RequestError: before anything was sent.
+        """
+        what, name = PATHS.fullmatch(path).groups()
+        if what.startswith("models"):
+            self._expect(method, "GET")
+            await _send_json(send, self._describe_model(name) if name else self._list_models())
+            return
+        self._expect(method, "POST")
+        deadline = time.monotonic() + _seconds(headers.get(b"x-request-timeout"), self._max_seconds)
+        api = {"completions": "Completions", "chat/completions": "ChatCompletions", "embeddings": "Embeddings"}[what]
+        start, model, code = time.monotonic(), "", "OK"
+        try:
+            with METRICS.in_flight.track_inprogress():
+                if what == "embeddings":
+                    model, *asked = parse_embeddings(body)
+                    with self._borrowed(model) as servable:
+                        await _send_json(send, await self._embed(servable, *asked, deadline, receive))
+                else:
+                    asked = parse_chat(body) if what.startswith("chat") else parse_completion(body)
+                    model = asked.model
+                    with self._borrowed(model) as servable:
+                        shape = ChatShape if what.startswith("chat") else CompletionShape
+                        await self._generate(servable, asked, shape, deadline, receive, send)
+        except RequestError as error:
+            code = error.code
+            raise
+        finally:
+            known = model if self._models.knows(model) else ""
+            METRICS.answered(known, api, "REST", code, time.monotonic() - start)
+
+    @staticmethod
+    def write_error(error):
+        """An error's body, as OpenAI's clients read it."""
+        status = error.http_status
+        return {
+            "error": {
+                "message": error.message,
+                "type": ERROR_TYPES.get(status, "server_error"),
+                "param": getattr(error, "param", None),
+                "code": "model_not_found" if error.code == "NOT_FOUND" else None,
+            }
+        }
+
+    @staticmethod
+    def _expect(method, expected):
+        if method not in (expected, "HEAD" if expected == "GET" else expected):
+            raise MethodNotAllowed(f"the method is {method}, expected {expected}")
+
+    @contextlib.contextmanager
+    def _borrowed(self, name):
+        with self._models.borrowed(message("serving.ModelSpec")(name=name)) as version:
+            yield version.servable
+
+    def _list_models(self):
+        return {"object": "list", "data": [self._describe_model(name) for name in self._models.names()]}
+
+    def _describe_model(self, name):
+        with self._borrowed(urllib.parse.unquote(name)) as servable:
+            return {"id": servable.name, "object": "model", "created": servable.created, "owned_by": "tfgpt"}
+
+    # === Texts ===
+
+    async def _generate(self, servable, asked, shape, deadline, receive, send):
+        texts, prompts = self._prompts(servable, asked.prompts)
+        answer = shape(servable, asked, prompts)
+        choices = [Choice(servable, asked, index, texts[index // asked.num_choices]) for index in range(answer.count)]
+        events = Events(asyncio.get_running_loop(), wakes_for_all=asked.stream or bool(asked.stops))
+        requests = []
+        try:
+            for index in range(answer.count):
+                prompt = prompts[index // asked.num_choices]
+                settings = self._settings(servable, asked, index, prompt)
+                options = {"num_logprobs": asked.num_logprobs, "prompt_only": asked.max_tokens == 0}
+                options["prompt_logprobs"] = asked.echo and asked.num_logprobs is not None
+                requests.append(Request(prompt, settings, events.listener(index), deadline=deadline, **options))
+                servable.batcher.submit(requests[-1])
+            async with unless_gone(receive):
+                if asked.stream:
+                    await self._stream(events, choices, requests, answer, send)
+                else:
+                    async for index, event in events:
+                        if isinstance(event, RequestError):
+                            raise event
+                        self._take(choices[index], event, requests[index], events)
+                    await _send_json(send, answer.whole(choices))
+        finally:
+            for request in requests:
+                request.cancel()
+
+    async def _stream(self, events, choices, requests, answer, send):
+        """Sends pieces of texts as server-sent events."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+        async def write(document):
+            line = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+            await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
+
+        for choice in choices:
+            for piece in answer.beginning(choice):
+                await write(piece)
+        async for index, event in events:
+            if isinstance(event, RequestError):
+                await write(self.write_error(event))
+                break
+            choice = choices[index]
+            if choice.reason is not None:
+                continue
+            self._take(choice, event, requests[index], events)
+            for piece in answer.pieces(choice):
+                await write(piece)
+        else:
+            if answer.asked.include_usage:
+                await write(answer.usage_piece(choices))
+            await write("[DONE]")
+        await send({"type": "http.response.body", "body": b""})
+
+    @staticmethod
+    def _take(choice, event, request, events):
+        if choice.reason is None:
+            choice.take(event)
+            if choice.reason is not None and not isinstance(event, Finished):  # by a stop string
+                request.cancel()
+                events.ended(choice.index)
+
+    @staticmethod
+    def _prompts(servable, given):
+        """The text and the token ids of each prompt."""
+        texts, prompts = [], []
+        for prompt in given:
+            if isinstance(prompt, list) and isinstance(prompt[0], dict):
+                prompt = servable.template.render(prompt)
+            if isinstance(prompt, str):
+                texts.append(prompt)
+                prompts.append(encode_prompt(servable.tokenizer, prompt))
+            else:
+                texts.append(servable.tokenizer.decode(prompt) if min(prompt) >= 0 else "")
+                prompts.append(prompt)
+            if not prompts[-1]:
+                raise invalid("the prompt has no token, expected one at least")
+            for token in prompts[-1]:
+                if not 0 <= token < servable.runner.vocabulary_size:
+                    raise invalid(f"token id {token} is not in the vocabulary of {servable.runner.vocabulary_size}")
+        return texts, prompts
+
+    @staticmethod
+    def _settings(servable, asked, index, prompt):
+        room = servable.batcher.room(prompt)
+        count = room if asked.max_tokens is None else max(1, asked.max_tokens)
+        return GenerationSettings(
+            max_new_tokens=max(1, count),
+            stop_token_ids=servable.defaults.stop_token_ids,
+            seed=asked.seed + index,
+            **asked.sampling,
+        )
+
+    # === Embeddings ===
+
+    async def _embed(self, servable, texts, in_base64, deadline, receive):
+        _, prompts = self._prompts(servable, texts)
+        events = Events(asyncio.get_running_loop(), wakes_for_all=False)
+        data, requests = [], []
+        try:
+            for index, prompt in enumerate(prompts):
+                notify = events.listener(index)
+                requests.append(Request(prompt, servable.defaults, notify, embedding=True, deadline=deadline))
+                servable.batcher.submit(requests[-1])
+            async with unless_gone(receive):
+                async for index, event in events:
+                    if isinstance(event, RequestError):
+                        raise event
+                    if isinstance(event, Embedding):
+                        vector = encode_vector(event.vector, in_base64)
+                        data.append({"object": "embedding", "index": index, "embedding": vector})
+        finally:
+            for request in requests:
+                request.cancel()
+        count = sum(map(len, prompts))
+        return {
+            "object": "list",
+            "data": sorted(data, key=lambda one: one["index"]),
+            "model": servable.name,
+            "usage": {"prompt_tokens": count, "total_tokens": count},
+        }
+
+
+class MethodNotAllowed(RequestError):
+    """A path that is there, asked for in another way."""
+
+    http_status = 405
+
+    def __init__(self, text):
+        super().__init__("INVALID_ARGUMENT", text)
+
+
+def _seconds(header, most):
+    if header is None:
+        return most
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise invalid(f"X-Request-Timeout is {header.decode('latin-1')!r}, expected seconds above 0")
+    return min(seconds, most)
+
+
+async def _send_json(send, document):
+    body = json.dumps(document, ensure_ascii=False).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
