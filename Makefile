@@ -9,7 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-resume test-interop lint bench bench-shakespeare bench-generation bench-saved-model
-.PHONY: bench-export bench-loading bench-training bench-peers lock clean
+.PHONY: bench-export bench-loading bench-training bench-serving bench-peers lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,8 +61,9 @@ lint: .venv/.installed ## check style and formatting
 
 bench: bench-shakespeare bench-generation bench-export bench-loading bench-training ## run every benchmark
 
-bench-shakespeare: .venv/.installed ## train on Shakespeare; DATA=path/to/input.txt
-	.venv/bin/python benchmarks/shakespeare.py $(DATA)
+bench-shakespeare: .venv/.installed ## nanoGPT's recipe beside PyTorch; DATA=path/to/input.txt, PEER_PYTHON=..., RUNS=2
+	.venv/bin/python benchmarks/shakespeare.py $(DATA) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) \
+		$(if $(RUNS),--runs $(RUNS))
 
 # Peers' pins disagree with ours and with each other, so they live elsewhere: in what `make bench-peers` makes, or in
 # environments of your own, PEER_PYTHONS="a/bin/python b/bin/python". Whoever is in none of them is left out.
@@ -87,10 +88,14 @@ bench-training: .venv/.installed ## training speed beside peers; SHAPES="small g
 	.venv/bin/python -m benchmarks.training $(if $(SHAPES),--shapes $(SHAPES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		--peer-pythons $(PEER_PYTHONS)
 
+bench-serving: .venv/.installed ## a server under load, beside llama-cpp-python's; CLIENTS=16, ROUNDS=2, PEER_PYTHONS=...
+	.venv/bin/python -m benchmarks.serving $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		--peer-pythons $(PEER_PYTHONS)
+
 bench-peers: .venv-bench-a/.installed .venv-bench-b/.installed ## install the peers; llama.cpp compiles for minutes
 
 # Without accelerate, Optimum stores the tied embedding twice.
-.venv-bench-a/.installed: PEERS = transformers ctranslate2 llama-cpp-python gguf safetensors
+.venv-bench-a/.installed: PEERS = transformers ctranslate2 'llama-cpp-python[server]' gguf safetensors
 .venv-bench-b/.installed: PEERS = 'optimum-onnx[onnxruntime]' 'transformers<5' accelerate
 .venv-bench-a/.installed .venv-bench-b/.installed:
 	$(PYTHON) -m venv $(@D)
