@@ -304,3 +304,19 @@ def test_a_release_without_a_runtime(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "--prompt", "hi"]) == 2
     expected = "is a release directory, expected --runtime saved_model or onnx with it"
     assert expected in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["generate", "MODEL", "--prompt", "a", "--deadline", "3"], "--deadline is 3.0"),
+        (["generate", "MODEL", "--prompt", "a", "--token_file", "t"], "--token_file is 't'"),
+        (["generate", "MODEL", "--prompt", "a", "--threads", "2"], "--threads is 2"),
+        (["generate", "http://127.0.0.1:1/v1/models/m", "--prompt", "a", "--variant", "int8"], "--variant is 'int8'"),
+        (["evaluate", "MODEL", "--data", "stdlib", "--text_column", "x"], "--text_column is 'x'"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(model, capsys, arguments, expected):
+    assert main([str(model) if argument == "MODEL" else argument for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tfgpt: {expected}, expected it to be left out for ") and error.count("\n") == 1

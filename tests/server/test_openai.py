@@ -286,9 +286,9 @@ def test_predict_gives_what_the_saved_model_gives(served, release):
         ("completions", {"max_tokens": 0}, "max_tokens", "at least 1 without echo"),
         ("completions", {"max_tokens": "4"}, "max_tokens", "an integer"),
         ("completions", {"max_tokens": 300}, None, "300 are to follow, expected at most the window's 192"),
-        ("completions", {"temperature": -1}, None, "temperature is -1.0, expected a finite number from 0"),
+        ("completions", {"temperature": -1}, "temperature", "temperature is -1, expected a number from 0.0 to 100.0"),
         ("completions", {"temperature": "hot"}, "temperature", "a number"),
-        ("completions", {"top_p": 0}, None, "top_p is 0.0, expected above 0 and at most 1"),
+        ("completions", {"top_p": 0}, "top_p", "top_p is 0, expected above 0"),
         ("completions", {"logprobs": 21}, "logprobs", "0 to 20"),
         ("completions", {"n": 129}, "n", "1 to 128"),
         ("completions", {"n": 65, "prompt": ["a", "b"]}, "n", "at most 128 choices"),
@@ -339,6 +339,8 @@ def test_other_errors(served, client):
         assert status == 400 and answer["error"]["message"].startswith("the body is ")
     with pytest.raises(openai.BadRequestError, match="the prompt has .* tokens"):
         client.completions.create(model="tiny", prompt="x" * 1000)
+    with pytest.raises(openai.BadRequestError, match="the prompt has 1000000 bytes, expected at most"):
+        client.completions.create(model="tiny", prompt="x" * 1_000_000)
     headers = {"X-Request-Timeout": "soon"}
     assert send(served, "POST", "/v1/completions", {"model": "tiny", "prompt": "a"}, headers)[0] == 400
 

@@ -8,6 +8,8 @@ import typing
 import docstring_parser
 import jsonargparse
 
+from tfgpt.errors import UserError
+
 
 def add_arguments(parser, function, positional=()):
     """Adds an option for each named parameter of a function or dataclass.
@@ -55,3 +57,20 @@ def _items(hint):
     """The type of the items of `list[...]` or `list[...] | None`; None for other hints."""
     lists = [one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is list]
     return typing.get_args(lists[0])[0] if lists else None
+
+
+def expect_defaults(function, what, **given):
+    """Refuses options that would be ignored.
+
+    Args:
+        function: the command.
+        what: the command was given, for which they mean nothing.
+        **given: the options' values.
+
+    Raises:
+        UserError: if one of them is not the command's default.
+    """
+    parameters = inspect.signature(function).parameters
+    for name, value in given.items():
+        if value != parameters[name].default:
+            raise UserError(f"--{name} is {value!r}, expected it to be left out for {what}, where it means nothing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from tfgpt.cli.arguments import expect_defaults
 from tfgpt.cli.figures import write_json
 from tfgpt.cli.quiet import import_tensorflow
 from tfgpt.errors import UserError
@@ -167,6 +168,7 @@ def generate(
     if "://" in model:
         from tfgpt.cli.remote_generation import generate_remotely
 
+        expect_defaults(generate, "a server's model", variant=variant, threads=threads)
         if runtime != "keras" or truncate:
             raise UserError(f"{model} is a server, expected neither --runtime nor --truncate: both are the server's")
         texts = generate_remotely(
@@ -181,6 +183,10 @@ def generate(
             token_file=token_file,
         )
         return write_json(json, {"texts": texts, "runtime": "server", "variant": None, **settings})
+    of_servers = {"tokenizer": tokenizer, "deadline": deadline, "retries": retries}
+    expect_defaults(generate, "a model of this machine", **of_servers, ca_file=ca_file, token_file=token_file)
+    if runtime != "onnx":
+        expect_defaults(generate, f"the runtime {runtime}", threads=threads)
     if variant != "float32" and runtime != "onnx":
         raise UserError(f"variant is {variant!r} on the runtime {runtime}, expected --runtime onnx, which has variants")
     if stream and num_beams > 1:
@@ -263,7 +269,10 @@ def evaluate(
     from tfgpt.cli.progress import show_fraction
 
     if holds_classifier(model):
+        expect_defaults(evaluate, "a classifier", stride=stride)
         return write_json(json, run_evaluate(model, list(data), text_column, label_column, truncate))
+    of_classifiers = {"text_column": text_column, "label_column": label_column, "truncate": truncate}
+    expect_defaults(evaluate, "a language model", **of_classifiers)
     import_tensorflow()
     from tfgpt.models import GPT2CausalLM
     from tfgpt.text import read_documents

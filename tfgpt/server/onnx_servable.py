@@ -54,6 +54,7 @@ class OnnxServable:
         chat_template: a file; by default the release's own.
 
     Attributes:
+        most_prompt_bytes: of a text that can be as short as the window in tokens.
         signatures: name → `SignatureDef`'s message: `serving_default` and `generate_text` as the SavedModel has them.
 
     Raises:
@@ -70,6 +71,8 @@ class OnnxServable:
         self.defaults = with_stop(_defaults(self.release), self.tokenizer)
         self.runner = open_onnx_runner(release, variant, threads)
         drop_file_pages(self.release / data_path(variant))
+        tokens = self.tokenizer.token_bytes(range(self.tokenizer.vocabulary_size))
+        self.most_prompt_bytes = self.runner.window * max(map(len, tokens))
         self.batcher = ContinuousBatcher(self.runner, slots, max_queue, name)
         self.signatures = {
             "serving_default": _signature({"text": object}, {"text": object}),

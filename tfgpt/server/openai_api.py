@@ -10,17 +10,21 @@ import re
 import time
 import urllib.parse
 
+import anyio
+
 from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime.runner import encode_prompt
 from tfgpt.runtime.serving_messages import message
 from tfgpt.server.metrics import METRICS
 from tfgpt.server.openai_answers import ChatShape, Choice, CompletionShape
 from tfgpt.server.openai_requests import encode_vector, parse_chat, parse_completion, parse_embeddings
+from tfgpt.server.openapi import describe
 from tfgpt.server.status import RequestError, invalid
 from tfgpt.server.streaming import Events, unless_gone
 from tfgpt.server.text_requests import Embedding, Finished, Request
 
 PATHS = re.compile(r"(?:/openai)?/v1/(completions|chat/completions|embeddings|models(?:/([^/:]+))?)/?", re.ASCII)
+DESCRIPTION = "/openapi.json"
 ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -44,6 +48,8 @@ class OpenAiApi:
 
     def takes(self, path):
         """Whether a request is for this API: /v1/models/NAME is TensorFlow Serving's, /openai/v1/models/NAME is not."""
+        if path == DESCRIPTION:
+            return True
         found = PATHS.fullmatch(path)
         return bool(found) and (found[2] is None or path.startswith("/openai/"))
 
@@ -59,6 +65,10 @@ class OpenAiApi:
         Raises:
             RequestError: before anything was sent.
         """
+        if path == DESCRIPTION:
+            self._expect(method, "GET")
+            await _send_json(send, self._description())
+            return
         what, name = PATHS.fullmatch(path).groups()
         if what.startswith("models"):
             self._expect(method, "GET")
@@ -70,12 +80,14 @@ class OpenAiApi:
         start, model, code = time.monotonic(), "", "OK"
         try:
             with METRICS.in_flight.track_inprogress():
+                # In a thread: a body may be large, and others' tokens are not to wait for it.
                 if what == "embeddings":
-                    model, *asked = parse_embeddings(body)
+                    model, *asked = await anyio.to_thread.run_sync(parse_embeddings, body)
                     with self._borrowed(model) as servable:
                         await _send_json(send, await self._embed(servable, *asked, deadline, receive))
                 else:
-                    asked = parse_chat(body) if what.startswith("chat") else parse_completion(body)
+                    parse = parse_chat if what.startswith("chat") else parse_completion
+                    asked = await anyio.to_thread.run_sync(parse, body)
                     model = asked.model
                     with self._borrowed(model) as servable:
                         shape = ChatShape if what.startswith("chat") else CompletionShape
@@ -110,6 +122,13 @@ class OpenAiApi:
         with self._models.borrowed(message("serving.ModelSpec")(name=name)) as version:
             yield version.servable
 
+    def _description(self):
+        names, sizes = self._models.names(), []
+        for name in names:
+            with self._borrowed(name) as servable:
+                sizes.append((servable.runner.vocabulary_size, servable.runner.window))
+        return describe(names, *map(min, zip(*sizes)))
+
     def _list_models(self):
         return {"object": "list", "data": [self._describe_model(name) for name in self._models.names()]}
 
@@ -120,7 +139,7 @@ class OpenAiApi:
     # === Texts ===
 
     async def _generate(self, servable, asked, shape, deadline, receive, send):
-        texts, prompts = self._prompts(servable, asked.prompts)
+        texts, prompts = await anyio.to_thread.run_sync(self._prompts, servable, asked.prompts)
         answer = shape(servable, asked, prompts)
         choices = [Choice(servable, asked, index, texts[index // asked.num_choices]) for index in range(answer.count)]
         events = Events(asyncio.get_running_loop(), wakes_for_all=asked.stream or bool(asked.stops))
@@ -190,6 +209,9 @@ class OpenAiApi:
             if isinstance(prompt, list) and isinstance(prompt[0], dict):
                 prompt = servable.template.render(prompt)
             if isinstance(prompt, str):
+                if len(prompt.encode()) > servable.most_prompt_bytes:
+                    found, most = len(prompt.encode()), servable.most_prompt_bytes
+                    raise invalid(f"the prompt has {found} bytes, expected at most {most}, which the window may hold")
                 texts.append(prompt)
                 prompts.append(encode_prompt(servable.tokenizer, prompt))
             else:
@@ -216,7 +238,7 @@ class OpenAiApi:
     # === Embeddings ===
 
     async def _embed(self, servable, texts, in_base64, deadline, receive):
-        _, prompts = self._prompts(servable, texts)
+        _, prompts = await anyio.to_thread.run_sync(self._prompts, servable, texts)
         events = Events(asyncio.get_running_loop(), wakes_for_all=False)
         data, requests = [], []
         try:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import math
 import secrets
 
-from tfgpt.errors import UserError
-from tfgpt.generation_settings import GenerationSettings
 from tfgpt.server.status import RequestError, invalid
 
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
+TEMPERATURES, PENALTIES = (0.0, 100.0), (0.01, 100.0)  # OpenAI's temperatures end at 2
 # What may be sent with the value that changes nothing, because many clients do; anything else is refused, not ignored.
 WITHOUT_EFFECT = {
     "presence_penalty": (0, None),
@@ -46,7 +44,7 @@ class GenerationRequest:
         model: its name.
         prompts: strings or lists of token ids; of a chat, its messages alone.
         max_tokens: None for as many as fit.
-        sampling: arguments of `GenerationSettings`.
+        sampling: arguments of `tfgpt.generation_settings.GenerationSettings`.
         seed: of the first choice.
         num_choices: of each prompt.
         stops: strings.
@@ -185,15 +183,13 @@ def encode_vector(vector, in_base64):
 
 def _generation(document, prompts, max_tokens, num_logprobs, echo=False):
     sampling = {
-        "temperature": _number(document, "temperature", 1.0),
-        "top_p": _number(document, "top_p", 1.0),
+        "temperature": _number(document, "temperature", 1.0, *TEMPERATURES),
+        "top_p": _number(document, "top_p", 1.0, 0.0, 1.0),
         "top_k": _integer(document, "top_k", 0, 0, 2**31 - 1),
-        "repetition_penalty": _number(document, "repetition_penalty", 1.0),
+        "repetition_penalty": _number(document, "repetition_penalty", 1.0, *PENALTIES),
     }
-    try:
-        GenerationSettings(**sampling)
-    except UserError as error:
-        raise invalid(str(error)) from error
+    if not sampling["top_p"]:
+        raise _wrong("top_p", 0, "above 0")
     seed = _integer(document, "seed", secrets.randbits(32), -(2**61), 2**61)
     stream = _boolean(document, "stream")
     options = document.get("stream_options")
@@ -255,19 +251,13 @@ def _integer(document, name, default, lowest, highest):
     return int(value)
 
 
-def _number(document, name, default):
+def _number(document, name, default, lowest, highest):
     value = document.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong(name, value, "a number")
-    try:
-        value = float(value)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise _wrong(name, value, "a finite number")
-    return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+        raise _wrong(name, value, f"a number from {lowest} to {highest}")
+    return float(value)
 
 
 def _boolean(document, name):
