@@ -22,7 +22,7 @@ class Shelf:
         for number in numbers:
             (self.folder / name / str(number)).mkdir(parents=True)
 
-    def load(self, path):
+    def load(self, name, path):
         if path in self.broken:
             self.diary.append(f"failed {path.name}")
             raise RequestError("DATA_LOSS", "the file is torn")
@@ -254,7 +254,7 @@ def test_requests_never_miss_while_versions_change(shelf, models):
 
 
 def test_a_failing_loader_is_no_end(shelf):
-    def load(path):
+    def load(name, path):
         raise ZeroDivisionError("division by zero")
 
     shelf.add(1)
