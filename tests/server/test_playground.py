@@ -57,7 +57,7 @@ def test_a_prompt_is_continued_by_keyboard(page, release):
     [expected] = open_runner(release, "onnx").continue_texts(load_tokenizer(release), ["some words"], settings)
     text = find(page, "text").get_property("textContent")
     assert "some words" + text == expected
-    buttons = page.find_elements("css selector", "#text button")
+    buttons = page.find_elements("css selector", "#text [role=button]")
     assert f"{len(buttons)} tokens in" in find(page, "status").text
     # By Tab to the tokens, and by arrow keys through them.
     page.execute_script("document.getElementById('stop').focus()")
