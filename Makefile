@@ -112,7 +112,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --no-heade
 lock: SHELL = bash
 lock: ## resolve the lock files anew (needs uv); add UPGRADE=--upgrade for the newest versions
 	$(COMPILE) $(UPGRADE) --extra test --extra plots --extra serving setup.py --output-file requirements.lock
-	printf '%s\n' 'transformers>=5.0' 'tiktoken>=0.12' $(TORCH_NEEDS) | \
+	printf '%s\n' 'transformers>=5.0' 'tiktoken>=0.12' "schemathesis>=4.32; python_version >= '3.11'" $(TORCH_NEEDS) | \
 		$(COMPILE) $(UPGRADE) --no-annotate --constraint requirements.lock - --output-file requirements-interop.lock
 	printf '%s\n' '$(TORCH)' >> requirements-interop.lock
 	printf '%s\n' 'optimum-onnx[onnxruntime]' 'transformers<5' openvino 'pytest>=8.3' $(TORCH_NEEDS) | \

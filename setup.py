@@ -35,7 +35,7 @@ REQUIREMENTS = [
 ]
 PLOTS = ["matplotlib>=3.9", "tensorboard>=2.21"]
 TORCH = ["torch>=2.13"]
-INTEROP = [*TORCH, "transformers>=5.0", "tiktoken>=0.12", "schemathesis>=4.32"]
+INTEROP = [*TORCH, "transformers>=5.0", "tiktoken>=0.12", "schemathesis>=4.32; python_version >= '3.11'"]
 SERVING = ["starlette>=1.7", "uvicorn>=0.54", "prometheus-client>=0.26", "jinja2>=3.1.6"]
 EXTRAS = {
     "plots": PLOTS,

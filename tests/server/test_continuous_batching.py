@@ -190,6 +190,12 @@ def test_log_probabilities(runners, batcher):
 # === Limits ===
 
 
+def slow_down(batcher):
+    """Makes a step take 10 ms and more, so that 400 tokens take seconds on any machine."""
+    step = batcher._slots.step
+    batcher._slots.step = lambda tokens: time.sleep(0.01) or step(tokens)
+
+
 def test_a_prompt_beyond_the_window(batcher):
     with pytest.raises(RequestError, match="has 500 tokens and 14 are to follow, expected at most the window's 512"):
         Answer(batcher, random_prompt(500), greedy(14))
@@ -198,7 +204,7 @@ def test_a_prompt_beyond_the_window(batcher):
 
 
 def test_a_full_queue_says_when_to_come_back(batcher):
-    # The first takes its slots' turns for long enough.
+    slow_down(batcher)
     running = [Answer(batcher, [i], greedy(400)) for i in range(3)]
     for answer in running:
         answer.arrived.get()
@@ -211,13 +217,13 @@ def test_a_full_queue_says_when_to_come_back(batcher):
 
 
 def test_deadlines(batcher):
-    running = [Answer(batcher, [i], greedy(500), deadline=time.monotonic() + 0.5) for i in range(3)]
+    slow_down(batcher)
+    running = [Answer(batcher, [i], greedy(500), deadline=time.monotonic() + 2) for i in range(3)]
     for answer in running:
         answer.arrived.get()
     late = Answer(batcher, [5], greedy(1), deadline=time.monotonic() + 0.05)
     with pytest.raises(RequestError, match="waited longer than its deadline"):
         late.result()
-    batcher._slots.step = lambda tokens, step=batcher._slots.step: time.sleep(0.05) or step(tokens)
     for answer in running:
         with pytest.raises(RequestError, match="not complete at its deadline"):
             answer.result()
@@ -225,6 +231,7 @@ def test_deadlines(batcher):
 
 
 def test_nobody_waits_for_those_who_left(batcher):
+    slow_down(batcher)
     answers = [Answer(batcher, [i], greedy(500)) for i in range(3)]
     waiting = Answer(batcher, [4], greedy(500))
     waiting.request.cancel()

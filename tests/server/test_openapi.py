@@ -11,6 +11,7 @@ import pytest
 from tests.server.conftest import send
 
 CASES = os.environ.get("TFGPT_SCHEMATHESIS_CASES", "200")  # of each operation
+CAPTURED = {"capture_output": True, "text": True, "timeout": 1500}
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -33,12 +34,12 @@ def test_the_description_is_one(served):
 
 
 @pytest.mark.slow
-def test_generated_requests(served):
+def test_generated_requests(served, tmp_path):
     pytest.importorskip("schemathesis")
     url = f"http://127.0.0.1:{served.rest_port}"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS)]
     command += ["--max-examples", CASES, "--mode", "all", "--phases", "examples,coverage,fuzzing", "--workers", "4"]
-    done = subprocess.run([*command, "--seed", "1", "--no-color"], capture_output=True, text=True, timeout=1500)
+    done = subprocess.run([*command, "--seed", "1", "--no-color"], cwd=tmp_path, **CAPTURED)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     generated = re.search(r"(\d+) generated", done.stdout)
     assert int(generated[1]) > 3 * int(CASES), done.stdout[-2000:]

@@ -49,7 +49,7 @@ def ended(page):
 def test_a_prompt_is_continued_by_keyboard(page, release):
     from selenium.webdriver import ActionChains, Keys
 
-    assert page.switch_to.active_element == find(page, "prompt")
+    wait(page, lambda: page.switch_to.active_element == find(page, "prompt"))
     fill(page, temperature=0, max_tokens=30, prompt="some words")
     find(page, "prompt").send_keys(Keys.CONTROL, Keys.ENTER)
     wait(page, lambda: ended(page))

@@ -28,5 +28,7 @@ def test_commands_are_ours():
 
 def test_request_bodies_are_json():
     bodies = [json.loads(body) for body in re.findall(r" -d '([^']*)'", README)]
+    openai, *bodies = bodies
+    assert set(openai) == {"model", "prompt", "max_tokens", "temperature"}
     assert [body.get("signature_name", "serving_default") for body in bodies] == ["serving_default", "generate_text"]
     assert all("instances" in body for body in bodies)
