@@ -204,7 +204,7 @@ class OpenAiApi:
     @staticmethod
     def _prompts(servable, given):
         """The text and the token ids of each prompt."""
-        texts, prompts = [], []
+        texts, prompts, size = [], [], servable.runner.vocabulary_size
         for prompt in given:
             if isinstance(prompt, list) and isinstance(prompt[0], dict):
                 prompt = servable.template.render(prompt)
@@ -214,14 +214,14 @@ class OpenAiApi:
                     raise invalid(f"the prompt has {found} bytes, expected at most {most}, which the window may hold")
                 texts.append(prompt)
                 prompts.append(encode_prompt(servable.tokenizer, prompt))
+                if not prompts[-1]:
+                    raise invalid("the prompt has no token, expected one at least")
             else:
-                texts.append(servable.tokenizer.decode(prompt) if min(prompt) >= 0 else "")
+                for token in prompt:
+                    if not 0 <= token < size:
+                        raise invalid(f"token id {token} is not in the vocabulary, expected 0 to {size - 1}")
+                texts.append(servable.tokenizer.decode(prompt))
                 prompts.append(prompt)
-            if not prompts[-1]:
-                raise invalid("the prompt has no token, expected one at least")
-            for token in prompts[-1]:
-                if not 0 <= token < servable.runner.vocabulary_size:
-                    raise invalid(f"token id {token} is not in the vocabulary of {servable.runner.vocabulary_size}")
         return texts, prompts
 
     @staticmethod
