@@ -127,7 +127,7 @@ class ContinuousBatcher:
                 self._drop_rows()
                 self._read()
                 self._step()
-            except Exception:
+            except Exception:  # whatever it is, the texts of this batch end with it, and the server lives on
                 LOGGER.exception("a batch failed")
                 for row in list(self._rows.values()):
                     self._end(row, RequestError("INTERNAL", "the batch failed in the server"))
@@ -189,9 +189,8 @@ class ContinuousBatcher:
         request, start = row.request, len(self._known[row.slot])
         end = min(start + CHUNK, len(request.prompt))
         if request.embedding:
-            row.hidden = row.hidden + self._slots.read_hidden(row.slot, request.prompt[start:end]).sum(
-                axis=0, dtype=np.float64
-            )
+            hidden = self._slots.read_hidden(row.slot, request.prompt[start:end])
+            row.hidden = row.hidden + hidden.sum(axis=0, dtype=np.float64)
         else:
             logits = self._slots.read(row.slot, request.prompt[start:end], request.prompt_logprobs)
         self._known[row.slot] += request.prompt[start:end]

@@ -65,7 +65,7 @@ class Shape:
         prompts: token ids.
     """
 
-    kind, prefix = "", ""
+    kind = streamed_kind = prefix = ""
 
     def __init__(self, servable, asked, prompts):
         self.servable, self.asked, self.prompts = servable, asked, prompts

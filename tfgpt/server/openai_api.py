@@ -226,8 +226,7 @@ class OpenAiApi:
 
     @staticmethod
     def _settings(servable, asked, index, prompt):
-        room = servable.batcher.room(prompt)
-        count = room if asked.max_tokens is None else max(1, asked.max_tokens)
+        count = servable.batcher.room(prompt) if asked.max_tokens is None else asked.max_tokens
         return GenerationSettings(
             max_new_tokens=max(1, count),
             stop_token_ids=servable.defaults.stop_token_ids,

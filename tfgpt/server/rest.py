@@ -90,7 +90,7 @@ class RestApi:
         except RequestError as error:
             if status is None:  # else an answer has begun
                 await self._error(error, of_texts)(scope, receive, named_send)
-        except Exception:
+        except Exception:  # of one request, which the server outlives
             LOGGER.exception("a request failed")
             if status is None:
                 await self._error(RequestError("INTERNAL", "the server failed"), of_texts)(scope, receive, named_send)
