@@ -5,11 +5,12 @@ import pathlib
 import pytest
 import tensorflow as tf
 
+from tfgpt.errors import UserError
 from tfgpt.training import arrangement
 from tfgpt.training.arrangement import arrange, cpu_has_bfloat16
 from tfgpt.training.run_config import RunConfig
 
-BFLOAT16, NARROW, WIDE = "mixed_bfloat16", 255, 256
+BFLOAT16, PRODUCTS, NARROW, WIDE = "mixed_bfloat16", "bfloat16_products", 255, 256
 AMPERE, TURING = (8, 0), (7, 5)
 
 
@@ -43,7 +44,8 @@ REPLICAS, TPU = object(), TPUStrategy()
     [
         (True, [], None, WIDE, (BFLOAT16, "kernels")),
         (False, [], None, WIDE, ("float32", "kernels")),
-        (True, [], None, NARROW, ("float32", "step")),
+        (True, [], None, NARROW, (PRODUCTS, "step")),
+        (False, [], None, NARROW, ("float32", "step")),
         (True, [AMPERE], None, NARROW, (BFLOAT16, "step")),
         (True, [AMPERE], None, WIDE, (BFLOAT16, "step")),
         (True, [TURING], None, WIDE, ("float32", "step")),
@@ -69,12 +71,25 @@ def test_auto(cpu_bfloat16, gpus, strategy, width, chosen, device):
         ({"compile": "none"}, (BFLOAT16, "none")),
         ({"compile": "step"}, (BFLOAT16, "step")),
         ({"precision": "float32", "compile": "none"}, ("float32", "none")),
+        ({"precision": PRODUCTS}, (PRODUCTS, "step")),
     ],
 )
 def test_what_is_given_is_kept(given, chosen, device):
     device(True, [], None)
     config = arrange(RunConfig(data=["x"], out="y", **given), WIDE)
     assert (config.precision, config.compile) == chosen
+
+
+@pytest.mark.parametrize("compile, precision", [("step", PRODUCTS), ("kernels", "float32"), ("none", "float32")])
+def test_narrow_models_have_bfloat16_products_where_xla_makes_them(compile, precision, device):
+    device(True, [], None)
+    assert arrange(RunConfig(data=["x"], out="y", compile=compile), NARROW).precision == precision
+
+
+def test_replicas_are_not_compiled_and_so_refuse_bfloat16_products(device):
+    device(True, [], REPLICAS)
+    with pytest.raises(UserError, match="'bfloat16_products', expected compile 'step' with it, not 'none'"):
+        arrange(RunConfig(data=["x"], out="y", precision=PRODUCTS), NARROW)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tfgpt.layers.fusible import kernels
 from tfgpt.layers.normalization import normalize
 from tfgpt.models import GPT2Backbone
 from tfgpt.training.chunked_loss import loss_and_gradient
-from tfgpt.training.kernels import fused_kernel
+from tfgpt.training.kernels import choose_kernels, fused_kernel, step_kernel
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.optimizer import FusedAdamW, make_optimizer
 from tfgpt.training.run_config import RunConfig
@@ -147,23 +147,93 @@ def test_the_loss_and_its_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+# === Within a step that XLA compiles ===
+
+BFLOAT16 = functools.partial(step_kernel, bfloat16_products=True)
+
+
+def rounded(x):
+    """An array's entries as bfloat16 has them, by NumPy: half to even in the upper half of a float32's bits."""
+    bits = np.asarray(x, "float32").view("uint32").astype("uint64")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype("uint32").view("float32").astype("float64")
+
+
+def compiled(function, *tensors):
+    """The output and its gradients, for an upstream gradient of the output's own size."""
+
+    @tf.function(jit_compile=True, autograph=False)
+    def both(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            y = function(*tensors)
+        return [y, *tape.gradient(y, tensors, output_gradients=tf.sin(y))]
+
+    return [x.numpy() for x in both(*map(tf.constant, tensors))]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bfloat16_products_by_numpy(bias):
+    x, kernel, b = drawn((7, 5), (5, 3), (3,))
+    tensors = [x, kernel, b][: 2 + bias]
+    with kernels(BFLOAT16):
+        y, *gradients = compiled(affine, *tensors)
+    expected = rounded(x) @ rounded(kernel) + (b if bias else 0)
+    upstream = np.sin(y)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(gradients[0], rounded(upstream) @ rounded(kernel).T, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(gradients[1], rounded(x).T @ rounded(upstream), rtol=0, atol=2e-6)
+    if bias:
+        np.testing.assert_allclose(gradients[2], upstream.sum(0), rtol=0, atol=2e-6)
+    assert np.abs(expected - (x @ kernel + (b if bias else 0))).max() > 1e-3  # more than the test lets pass
+
+
+def test_the_projection_in_bfloat16_by_numpy():
+    x, embeddings = drawn((7, 5), (11, 5))
+    with kernels(BFLOAT16):
+        y, d_x, d_embeddings = compiled(project, x, embeddings)
+    np.testing.assert_allclose(y, rounded(x) @ rounded(embeddings).T, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(d_x, rounded(np.sin(y)) @ rounded(embeddings), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(d_embeddings, rounded(np.sin(y)).T @ rounded(x), rtol=0, atol=2e-6)
+
+
+def test_normalization_of_rows_is_that_of_any_axes():
+    tensors = drawn((2, 3, 5), (5,), (5,))
+    function = functools.partial(normalize, epsilon=1e-5)
+    plain = compiled(function, *tensors)
+    with kernels(step_kernel):
+        found = compiled(function, *tensors)
+    for a, b in zip(plain, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_run_chooses():
+    def chosen(**fields):
+        return choose_kernels(RunConfig(data=["x"], out="y", **fields))
+
+    assert chosen(compile="none") is None
+    assert chosen(compile="kernels") is fused_kernel
+    for precision, bfloat16_products in (("float32", False), ("mixed_bfloat16", False), ("bfloat16_products", True)):
+        found = chosen(compile="step", precision=precision)
+        assert found.func is step_kernel and found.keywords == {"bfloat16_products": bfloat16_products}
+
+
 # === Whole steps ===
 
 SHAPE = {"vocabulary_size": 30, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "max_sequence_length": 8}
 EVERYTHING = {"label_smoothing": 0.1, "z_loss": 1e-2, "accumulate_steps": 2, "log_gradients": True}
 
 
-def trained(fused, dtype=None, jit_compile=False, model_fields=None, **fields):
-    """A model after four steps, their logs, and a validation loss."""
+def trained(chosen, dtype=None, jit_compile=False, run_eagerly=False, model_fields=None, **fields):
+    """A model after four steps by the kernels chosen, their logs, and a validation loss."""
     rng = np.random.default_rng(0)
     keras.utils.set_random_seed(0)
     model = TrainingCausalLM(
-        GPT2Backbone(**SHAPE, initializer_range=0.2, dtype=dtype), fused=fused, **(model_fields or {})
+        GPT2Backbone(**SHAPE, initializer_range=0.2, dtype=dtype), kernels=chosen, **(model_fields or {})
     )
     defaults = {"steps": 6, "warmup_steps": 2, "learning_rate": 0.01, "weight_decay": 0.5, "epsilon": 1e-4}
     config = RunConfig(data=["x"], out="y", **(defaults | {"clip_norm": 0.3} | fields))
-    optimizer = make_optimizer(config, model.trainable_variables, fused=fused)
-    model.compile(optimizer, TokenLoss(), jit_compile=jit_compile)
+    optimizer = make_optimizer(config, model.trainable_variables, fused=chosen is not None)
+    model.compile(optimizer, TokenLoss(), jit_compile=jit_compile, run_eagerly=run_eagerly)
     logs = []
     for _ in range(4):
         model.reset_metrics()
@@ -183,8 +253,8 @@ def trained(fused, dtype=None, jit_compile=False, model_fields=None, **fields):
     ],
 )
 def test_float32_steps_are_those_without_kernels(model_fields, fields):
-    plain, plain_logs = trained(False, model_fields=model_fields, **fields)
-    fused, fused_logs = trained(True, model_fields=model_fields, **fields)
+    plain, plain_logs = trained(None, model_fields=model_fields, **fields)
+    fused, fused_logs = trained(fused_kernel, model_fields=model_fields, **fields)
     assert isinstance(fused.optimizer, FusedAdamW) and not isinstance(plain.optimizer, FusedAdamW)
     for a, b in zip(plain_logs, fused_logs, strict=True):
         assert a.keys() == b.keys()
@@ -196,10 +266,36 @@ def test_float32_steps_are_those_without_kernels(model_fields, fields):
         np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-5, atol=1e-5, err_msg=a.path)
 
 
+@pytest.mark.parametrize("model_fields", [{}, EVERYTHING])
+def test_a_compiled_step_is_that_without_kernels(model_fields):
+    plain, plain_logs = trained(None, model_fields=model_fields)
+    compiled, logs = trained(step_kernel, jit_compile=True, model_fields=model_fields)
+    for a, b in zip(plain_logs, logs, strict=True):
+        for name, value in a.items():
+            assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for a, b in zip(plain.trainable_variables, compiled.trainable_variables, strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-5, atol=1e-5, err_msg=a.path)
+
+
+@pytest.mark.parametrize("model_fields", [{}, EVERYTHING])
+def test_a_step_with_bfloat16_products_is_near_float32s(model_fields):
+    _, exact_logs = trained(None, model_fields=model_fields)
+    model, logs = trained(BFLOAT16, jit_compile=True, model_fields=model_fields)
+    for a, b in zip(exact_logs, logs, strict=True):
+        for name in {"loss", "val_loss", "gradient_norm"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=0.02), name
+            assert b[name] != a[name], name  # it is another arithmetic
+    _, eager_logs = trained(BFLOAT16, model_fields=model_fields, run_eagerly=True)
+    for a, b in zip(eager_logs, logs, strict=True):  # the same roundings, summed in another order
+        for name in {"loss", "val_loss", "gradient_norm"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=2e-3), name
+    assert {v.dtype for v in model.variables if "float" in v.dtype} == {"float32"}
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_steps_are_near_float32s(dtype):
-    _, exact_logs = trained(False, model_fields=EVERYTHING)
-    model, logs = trained(True, dtype, model_fields=EVERYTHING)
+    _, exact_logs = trained(None, model_fields=EVERYTHING)
+    model, logs = trained(fused_kernel, dtype, model_fields=EVERYTHING)
     for a, b in zip(exact_logs, logs, strict=True):
         for name in {"loss", "val_loss", "gradient_norm"} & a.keys():
             assert b[name] == pytest.approx(a[name], rel=0.02), name
@@ -207,7 +303,7 @@ def test_half_precision_steps_are_near_float32s(dtype):
 
 
 def test_kernels_stay_within_the_step():
-    trained(True)
+    trained(fused_kernel)
     seen = []
     with kernels(None):
         gelu_tanh(tf.ones(1))
@@ -217,6 +313,6 @@ def test_kernels_stay_within_the_step():
         return functools.partial(function, **constants)
 
     with kernels(choose):
-        trained(False)  # which has the choice of its own: none
+        trained(None)  # which has the choice of its own: none
         gelu_tanh(tf.ones(1))
     assert seen == ["gelu_tanh"]

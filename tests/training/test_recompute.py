@@ -1,5 +1,6 @@
 """Blocks that compute their activations again: the same gradients, from a graph that has the forward pass twice."""
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tfgpt.cli.main import main
 from tfgpt.models import GPT2Backbone
+from tfgpt.training.kernels import fused_kernel, step_kernel
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.optimizer import make_optimizer
 from tfgpt.training.recompute import recompute_blocks
@@ -83,13 +85,14 @@ def test_a_call_with_a_cache_is_as_it_was(token_ids):
     np.testing.assert_allclose(cache[-1][0], expected_cache[-1][0], atol=1e-5)
 
 
-def trained(recompute, fused, accumulate_steps=1):
+def trained(recompute, chosen=None, accumulate_steps=1, jit_compile=False):
     keras.utils.set_random_seed(0)
-    model = TrainingCausalLM(GPT2Backbone(**SHAPE), fused=fused, accumulate_steps=accumulate_steps)
+    model = TrainingCausalLM(GPT2Backbone(**SHAPE), kernels=chosen, accumulate_steps=accumulate_steps)
     if recompute:
         recompute_blocks(model.backbone)
     config = RunConfig(data=["x"], out="y", steps=6, warmup_steps=0, learning_rate=0.01, epsilon=1e-4)
-    model.compile(make_optimizer(config, model.trainable_variables, fused=fused), TokenLoss(), jit_compile=False)
+    optimizer = make_optimizer(config, model.trainable_variables, fused=chosen is not None)
+    model.compile(optimizer, TokenLoss(), jit_compile=jit_compile)
     ids = np.random.default_rng(0).integers(0, 30, (4, 9))
     logs = [model.train_on_batch(ids[:, :-1], ids[:, 1:]) for _ in range(3)]
     return model, [*logs, model.test_on_batch(ids[:, :-1], ids[:, 1:])]
@@ -97,25 +100,28 @@ def trained(recompute, fused, accumulate_steps=1):
 
 @pytest.fixture(scope="module")
 def plain():
-    return trained(False, False)
+    return trained(False)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("chosen", [None, fused_kernel])
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_steps_are_those_without(plain, fused, accumulate_steps):
-    model, losses = trained(True, fused, accumulate_steps)
+def test_steps_are_those_without(plain, chosen, accumulate_steps):
+    model, losses = trained(True, chosen, accumulate_steps)
     assert losses == pytest.approx(plain[1], rel=1e-5)
     for a, b in zip(model.trainable_variables, plain[0].trainable_variables, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-5, err_msg=a.path)
 
 
-def test_what_is_computed_again_has_the_kernels_too(monkeypatch):
-    from tfgpt.training import train_step
+def test_compiled_steps_with_bfloat16_products_are_those_without():
+    chosen = functools.partial(step_kernel, bfloat16_products=True)
+    _, expected = trained(False, chosen, jit_compile=True)
+    _, found = trained(True, chosen, jit_compile=True)
+    assert found == pytest.approx(expected, rel=1e-5)
 
+
+def test_what_is_computed_again_has_the_kernels_too():
     seen = []
-    choose = train_step.fused_kernel
-    monkeypatch.setattr(train_step, "fused_kernel", lambda f, **c: seen.append(f.__name__) or choose(f, **c))
-    trained(True, True)
+    trained(True, lambda f, **c: seen.append(f.__name__) or fused_kernel(f, **c))
     steps = seen.count("loss_and_gradient")  # one a trace of the training step
     validations = seen.count("normalize") - steps * (4 * LAYERS + 1)
     assert steps and validations == 2 * LAYERS + 1

@@ -35,7 +35,11 @@ def test_one_path_is_a_list_of_one():
         ({"dropout": 1.5}, "dropout is 1.5"),
         (
             {"precision": "float8"},
-            "precision is 'float8', expected one of auto, float32, mixed_bfloat16, mixed_float16",
+            "precision is 'float8', expected one of auto, float32, bfloat16_products, mixed_bfloat16",
+        ),
+        (
+            {"precision": "bfloat16_products", "compile": "kernels"},
+            "precision is 'bfloat16_products', expected compile 'step' with it, not 'kernels'",
         ),
         ({"steps": 100, "evaluate_every": 30}, "evaluate_every is 30, expected a divisor of 100"),
         ({"steps": 100, "evaluate_every": 50, "log_every": 20}, "log_every is 20, expected a divisor of 50"),

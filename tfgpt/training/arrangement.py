@@ -19,26 +19,29 @@ def arrange(config, hidden_dim):
 
     - one CPU, from 256 wide: `compile` is "kernels" (see `tfgpt.training.kernels`), `precision` mixed_bfloat16 where
       the CPU has units for it;
-    - one CPU, narrower models, whose time goes into starting kernels: float32, the whole step compiled;
+    - one CPU, narrower models, whose time goes into starting kernels: the whole step compiled, bfloat16_products where
+      the CPU has units for them, else float32;
     - one GPU: mixed_bfloat16 from compute capability 8.0 on, else float32; the whole step compiled;
     - TPUs: mixed_bfloat16; their strategy compiles the step itself;
     - several replicas of other devices: float32, or on GPUs as above; not compiled, for XLA does not sum over replicas.
     """
     gpus = tf.config.list_physical_devices("GPU")
     strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    on_one_cpu, on_tpu = strategy is None and not gpus, isinstance(strategy, tf.distribute.TPUStrategy)
     precision, compile = config.precision, config.compile
-    if precision == "auto":
-        on_cpu = strategy is None and hidden_dim >= WIDE and cpu_has_bfloat16()
-        has_bfloat16 = all(map(_gpu_has_bfloat16, gpus)) if gpus else on_cpu
-        on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-        precision = "mixed_bfloat16" if on_tpu or has_bfloat16 else "float32"
     if compile == "auto":
-        if strategy is not None:
-            compile = "none"
-        else:
-            in_kernels = not gpus and hidden_dim >= WIDE and precision != "mixed_float16"
-            compile = "kernels" if in_kernels else "step"
-    return dataclasses.replace(config, precision=precision, compile=compile)
+        in_kernels = on_one_cpu and hidden_dim >= WIDE and precision not in ("bfloat16_products", "mixed_float16")
+        compile = "none" if strategy is not None else "kernels" if in_kernels else "step"
+    if precision == "auto":
+        precision = "float32"
+        if on_tpu or (gpus and all(map(_gpu_has_bfloat16, gpus))):
+            precision = "mixed_bfloat16"
+        elif on_one_cpu and cpu_has_bfloat16():
+            narrow = "bfloat16_products" if compile == "step" else "float32"
+            precision = "mixed_bfloat16" if hidden_dim >= WIDE else narrow
+    config = dataclasses.replace(config, precision=precision, compile=compile)
+    config.check_products()
+    return config
 
 
 def cpu_has_bfloat16():

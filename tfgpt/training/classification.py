@@ -33,6 +33,7 @@ from tfgpt.training.classification_report import report
 from tfgpt.training.classifier_fit import TrainingEncoderClassifier, TrainingGPT2Classifier
 from tfgpt.training.data_files import check_files, hold_out, remember_files
 from tfgpt.training.distributed_fit import distributed_model_class
+from tfgpt.training.kernels import choose_kernels
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.run_directory import replace_run
 from tfgpt.training.task import Task, check_heads, compile_for_fit
@@ -109,12 +110,12 @@ class Classification(Task):
     def _model(self, tokenizer, labels):
         """The model, compiled, under the run's seed."""
         config = self.config
-        options = {"dropout": config.classifier_dropout, "fused": config.compile == "kernels"}
+        options = {"dropout": config.classifier_dropout, "kernels": choose_kernels(config)}
         if config.model == "encoder":
             sizes = ENCODER | config.model_overrides()
             check_heads(sizes)
             kinds = {"normalization": config.normalization, "positions": config.positions}
-            backbone = EncoderBackbone(tokenizer.vocabulary_size, **sizes, **kinds, dtype=config.precision)
+            backbone = EncoderBackbone(tokenizer.vocabulary_size, **sizes, **kinds, dtype=config.dtype_policy)
             made = TrainingEncoderClassifier
             options["pooling"] = config.pooling
         else:
@@ -128,7 +129,7 @@ class Classification(Task):
     def _gpt2(self, tokenizer, labels):
         config, overrides = self.config, self.config.model_overrides()
         if config.init is not None:
-            made = GPT2Classifier.from_preset(config.init, labels, dtype=config.precision, **overrides)
+            made = GPT2Classifier.from_preset(config.init, labels, dtype=config.dtype_policy, **overrides)
             if tokenizer.vocabulary_size > made.backbone.vocabulary_size:
                 raise UserError(
                     f"the tokenizer has {tokenizer.vocabulary_size} tokens, expected at most the "
@@ -137,7 +138,7 @@ class Classification(Task):
             return made
         sizes = {"vocabulary_size": tokenizer.vocabulary_size} | overrides
         check_heads(preset_config(config.preset) | sizes)
-        return GPT2Classifier.from_preset(config.preset, labels, load_weights=False, dtype=config.precision, **sizes)
+        return GPT2Classifier.from_preset(config.preset, labels, load_weights=False, dtype=config.dtype_policy, **sizes)
 
     def _open(self, model, tokenizer, train, validation):
         config, window = self.config, model.backbone.max_sequence_length

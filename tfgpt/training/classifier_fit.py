@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from tfgpt.layers.fusible import kernels
 from tfgpt.models.classifier import EncoderClassifier, GPT2Classifier
-from tfgpt.training.kernels import fused_kernel
 from tfgpt.training.losses import token_losses
 
 
@@ -37,22 +36,22 @@ class _ClassifierFit:
     """Goes before a `SequenceClassifier` in the bases of a class.
 
     Args:
-        fused: compute elementwise chains by small compiled kernels (see `tfgpt.training.kernels`).
+        kernels: what computes fusible functions in `fit` (see `tfgpt.layers.fusible`); None for themselves.
     """
 
-    def __init__(self, *args, fused=False, **kwargs):
+    def __init__(self, *args, kernels=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fused = fused
+        self.kernels = kernels
         self.confusion = ConfusionMatrix(len(self.labels))
 
     def train_step(self, data):
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             return super().train_step(data)
 
     def test_step(self, data):
         """The loss is the mean over all texts, without smoothing, whatever replicas' batches are filled up with."""
         inputs, classes, weights = keras.utils.unpack_x_y_sample_weight(data)
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             logits = self(inputs, training=False)
         if weights is None:
             weights = tf.ones(tf.shape(classes), "float32")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tfgpt.errors import UserError
 
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "bfloat16_products", "mixed_bfloat16", "mixed_float16")
 COMPILATIONS = ("auto", "step", "kernels", "none")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd", "inverse_sqrt")
@@ -38,8 +38,9 @@ class FitConfig:
         ema_decay: of a moving average of the weights, which then is what is validated, sampled from and written, but
             for training/last; about 1 / (1 - ema_decay) updates are averaged, 0 has none.
         label_smoothing: of the targets, in training only.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16" (with loss scaling); "auto" chooses for the device
-            and the model's width (see `tfgpt.training.arrangement`).
+        precision: "float32"; "bfloat16_products", float32 but for the layers' matrix products, whose factors are
+            rounded to bfloat16 and whose sums are float32; Keras' "mixed_bfloat16" or "mixed_float16" (with loss
+            scaling); "auto" chooses for the device and the model's width (see `tfgpt.training.arrangement`).
         compile: with XLA, the whole "step", small "kernels" between products (a CPU's best for wide models), or
             "none"; "auto" chooses likewise.
         steps_per_execution: steps in one call of the compiled function; by default as many as fit the log.
@@ -107,11 +108,22 @@ class FitConfig:
         self._check_optimization()
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._expect("compile", self.compile in COMPILATIONS, f"one of {', '.join(COMPILATIONS)}")
+        self.check_products()
         self._expect("strategy", self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
         self._expect("wandb", self.wandb is None or self.wandb, "the name of a project")
         self._expect("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         self._expect("patience", self.patience >= 0, "0 or more")
         self._fill_in_intervals()
+
+    @property
+    def dtype_policy(self):
+        """The name of the Keras policy of the model's layers."""
+        return "float32" if self.precision == "bfloat16_products" else self.precision
+
+    def check_products(self):
+        """Raises a `UserError` if the products need XLA, which is not to compile them."""
+        if self.precision == "bfloat16_products" and self.compile not in ("auto", "step"):
+            raise UserError(f"precision is 'bfloat16_products', expected compile 'step' with it, not {self.compile!r}")
 
     def _check_optimization(self):
         for name in ("steps", "batch_size"):

@@ -1,9 +1,12 @@
-"""Which kernels compute a training step on a CPU: oneDNN's for products, XLA's for what stands between them.
+"""Which kernels compute a training step on a CPU.
 
-TensorFlow compiles a whole step with XLA or none of it. On a CPU with bfloat16 units neither is best: XLA's products do
-not use these units, oneDNN's in graph mode do at twice the rate of float32; but graph mode runs GELU as nine operators,
-each of which reads and writes all of its tensors and goes to float32 and back. So products stay operators of the graph,
-and each elementwise chain becomes one small compiled function.
+TensorFlow compiles a whole step with XLA or none of it. For wide models neither is best: oneDNN's products in graph
+mode use a CPU's bfloat16 units to the full, and XLA's do not; but graph mode runs GELU as nine operators, each of which
+reads and writes all of its tensors and goes to float32 and back. So products stay operators of the graph, and each
+elementwise chain becomes one small compiled function: `fused_kernel`.
+
+Narrow models are compiled as a whole. XLA's products of bfloat16 matrices are fast if they are to come out as float32,
+and only then, which Keras never asks for: `step_kernel`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,20 @@ import tensorflow as tf
 from tfgpt.layers.attention import attention_weights
 from tfgpt.layers.dense import affine
 from tfgpt.layers.embedding import project
+from tfgpt.layers.normalization import normalize
+
+
+def choose_kernels(config):
+    """What `tfgpt.layers.fusible.kernels` is to be given for the steps of a run; None leaves functions as they are.
+
+    Args:
+        config: the arranged `FitConfig`.
+    """
+    if config.compile == "kernels":
+        return fused_kernel
+    if config.compile == "step":
+        return functools.partial(step_kernel, bfloat16_products=config.precision == "bfloat16_products")
+    return None
 
 
 def fused_kernel(function, **constants):
@@ -120,6 +137,68 @@ def _project(x, embeddings):
         return tf.matmul(upstream, embeddings), tf.matmul(upstream, x, transpose_a=True)
 
     return tf.matmul(x, embeddings, transpose_b=True), gradient
+
+
+def step_kernel(function, bfloat16_products=False, **constants):
+    """The kernel of a fusible function within a step that XLA compiles as a whole.
+
+    Args:
+        bfloat16_products: the factors of products with weights are rounded to bfloat16; sums are float32, and so are
+            all other tensors.
+
+    Example:
+
+    >>> from tfgpt.layers.fusible import kernels
+    >>> with kernels(functools.partial(step_kernel, bfloat16_products=True)):
+    ...     float(affine(tf.constant([[1.0, 2**-9]]), tf.constant([[1 + 2**-9], [1.0]]))[0, 0])
+    1.001953125
+    """
+    if function is normalize.__wrapped__:
+        return functools.partial(_normalize_rows, **constants)
+    if bfloat16_products and function in _IN_BFLOAT16:
+        return _IN_BFLOAT16[function]
+    return functools.partial(function, **constants)
+
+
+def _normalize_rows(x, gamma, beta, epsilon):
+    """Of rows (N, D): over more axes than that XLA sums the gradients of `gamma` and `beta` ten times as slowly."""
+    rows = normalize.__wrapped__(tf.reshape(x, (-1, x.shape[-1])), gamma, beta, epsilon=epsilon)
+    return tf.reshape(rows, tf.shape(x))
+
+
+@_of_tensors
+@tf.custom_gradient
+def _affine_in_bfloat16(x, kernel, *bias):
+    """`x W + b` in float32, but for factors, those of the gradients too, that are rounded to bfloat16."""
+
+    def gradient(upstream):
+        d_x = _bfloat16_product(upstream, kernel, adj_y=True)
+        d_kernel = _bfloat16_product(x, upstream, adj_x=True)
+        return (d_x, d_kernel, tf.reduce_sum(upstream, axis=0)) if bias else (d_x, d_kernel)
+
+    y = _bfloat16_product(x, kernel)
+    return (tf.nn.bias_add(y, *bias) if bias else y), gradient
+
+
+@_of_tensors
+@tf.custom_gradient
+def _project_in_bfloat16(x, embeddings):
+    """`x Eᵀ`, likewise."""
+
+    def gradient(upstream):
+        return _bfloat16_product(upstream, embeddings), _bfloat16_product(upstream, x, adj_x=True)
+
+    return _bfloat16_product(x, embeddings, adj_y=True), gradient
+
+
+_IN_BFLOAT16 = {affine.__wrapped__: _affine_in_bfloat16, project.__wrapped__: _project_in_bfloat16}
+
+
+def _bfloat16_product(x, y, adj_x=False, adj_y=False):
+    x, y = tf.cast(x, "bfloat16"), tf.cast(y, "bfloat16")
+    if tf.executing_eagerly():  # only XLA has this product
+        return tf.matmul(tf.cast(x, "float32"), tf.cast(y, "float32"), transpose_a=adj_x, transpose_b=adj_y)
+    return tf.raw_ops.BatchMatMulV3(x=x, y=y, Tout=tf.float32, adj_x=adj_x, adj_y=adj_y)
 
 
 _KERNELS = {

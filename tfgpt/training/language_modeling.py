@@ -13,6 +13,7 @@ from tfgpt.text import sequential_windows, training_windows
 from tfgpt.training.arrangement import arrange
 from tfgpt.training.distributed_fit import distributed_model_class
 from tfgpt.training.evaluation import evaluate_tokens
+from tfgpt.training.kernels import choose_kernels
 from tfgpt.training.losses import TokenLoss
 from tfgpt.training.recompute import recompute_blocks
 from tfgpt.training.resume import open_tokens
@@ -128,7 +129,7 @@ def make_model(config, model_config, tokenizer):
         model_config["intermediate_dim"] = config.intermediate_dim or 4 * model_config["hidden_dim"]
     else:
         model_directory.check_vocabulary(tokenizer, model_config["vocabulary_size"], config.init)
-    backbone = GPT2Backbone(**model_config, dtype=config.precision)
+    backbone = GPT2Backbone(**model_config, dtype=config.dtype_policy)
     if config.recompute:
         if backbone.dropout:
             raise UserError(
@@ -140,7 +141,7 @@ def make_model(config, model_config, tokenizer):
         tokenizer,
         label_smoothing=config.label_smoothing,
         z_loss=config.z_loss,
-        fused=config.compile == "kernels",
+        kernels=choose_kernels(config),
         accumulate_steps=config.accumulate_steps,
         log_gradients=config.log_gradients,
     )

@@ -27,7 +27,7 @@ class TrainingCausalLM(GPT2CausalLM):
         tokenizer: kept beside the model.
         label_smoothing: of the training loss; validation has the loss that is given to `compile`, a `TokenLoss`.
         z_loss: of the training loss.
-        fused: compute elementwise chains by small compiled kernels (see `tfgpt.training.kernels`).
+        kernels: what computes fusible functions in `fit` (see `tfgpt.layers.fusible`); None for themselves.
         accumulate_steps: micro-batches a step; divides the batch size of each replica.
         log_gradients: keeps means of gradient norms, before clipping, in `gradient_metrics`; where a batch comes in
             parts, by accumulation or replicas, those of the noise scale, too.
@@ -39,13 +39,13 @@ class TrainingCausalLM(GPT2CausalLM):
         tokenizer=None,
         label_smoothing=0.0,
         z_loss=0.0,
-        fused=False,
+        kernels=None,
         accumulate_steps=1,
         log_gradients=False,
     ):
         super().__init__(backbone, tokenizer=tokenizer)
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
-        self.fused = fused
+        self.kernels = kernels
         self.accumulate_steps = accumulate_steps
         self.log_gradients = log_gradients
         if log_gradients:
@@ -80,7 +80,7 @@ class TrainingCausalLM(GPT2CausalLM):
         if weights is None:
             weights = tf.ones(tf.shape(targets), "float32")
         embedding = self.backbone.token_embedding
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             hidden = self.backbone(token_ids, training=False)  # (B, T, D)
             loss = chunked_loss_sum(
                 lambda rows: embedding(rows, reverse=True),
@@ -99,7 +99,7 @@ class TrainingCausalLM(GPT2CausalLM):
         """The losses' sum over `total`, and its gradients times the loss scale."""
         scale = self.optimizer.scale_loss(1.0)  # of float16's gradients
         embedding = self.backbone.token_embedding
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             with tf.GradientTape() as tape:
                 hidden = self.backbone(token_ids, training=True)  # (B, T, D)
             matrix = self._projection_matrix()
@@ -129,7 +129,7 @@ class TrainingCausalLM(GPT2CausalLM):
         """The tied embedding as the products take it, cast once a step."""
         embedding = self.backbone.token_embedding
         matrix = tf.cast(embedding.embeddings.value, self.compute_dtype)
-        if self.fused and not self.label_smoothing:
+        if self.kernels is fused_kernel and not self.label_smoothing:
             # A number of rows like 50257 makes the gradient's product a quarter slower than the next round one.
             matrix = tf.pad(matrix, [[0, -embedding.vocabulary_size % ROUND], [0, 0]])
         return matrix

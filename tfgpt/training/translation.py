@@ -23,7 +23,7 @@ from tfgpt.models.encoder_decoder import (
 from tfgpt.models.gpt2.model_directory import WEIGHTS
 from tfgpt.text import PairSampler, load_tokenizer, sequential_pairs, training_pairs
 from tfgpt.training.averaging import averaged_weights
-from tfgpt.training.kernels import fused_kernel
+from tfgpt.training.kernels import choose_kernels
 from tfgpt.training.losses import TokenLoss, token_losses
 from tfgpt.training.run_directory import replace_run
 from tfgpt.training.task import Task, compile_for_fit
@@ -103,8 +103,8 @@ class Translation(Task):
         width, heads = model_config["hidden_dim"], model_config["num_heads"]
         if width % heads:
             raise UserError(f"hidden_dim is {width}, expected a multiple of num_heads {heads}")
-        backbone = EncoderDecoderBackbone(**model_config, dtype=config.precision)
-        model = TrainingTransformer(backbone, tokenizer, config.label_smoothing, fused=config.compile == "kernels")
+        backbone = EncoderDecoderBackbone(**model_config, dtype=config.dtype_policy)
+        model = TrainingTransformer(backbone, tokenizer, config.label_smoothing, kernels=choose_kernels(config))
         return compile_for_fit(model, config, TokenLoss())  # of validation: training smooths labels
 
     def training(self, step=0, num_pipelines=1, pipeline=0):
@@ -177,18 +177,18 @@ class TrainingTransformer(EncoderDecoderTransformer):
         backbone: an `EncoderDecoderBackbone`.
         tokenizer: kept beside the model.
         label_smoothing: of the training loss.
-        fused: compute elementwise chains by small compiled kernels (see `tfgpt.training.kernels`).
+        kernels: what computes fusible functions in `fit` (see `tfgpt.layers.fusible`); None for themselves.
     """
 
-    def __init__(self, backbone, tokenizer=None, label_smoothing=0.0, fused=False):
+    def __init__(self, backbone, tokenizer=None, label_smoothing=0.0, kernels=None):
         super().__init__(backbone, tokenizer=tokenizer)
-        self.label_smoothing, self.fused = label_smoothing, fused
+        self.label_smoothing, self.kernels = label_smoothing, kernels
 
     def train_step(self, data):
         inputs, targets, weights = data
         total = tf.reduce_sum(weights)
         variables = self.trainable_variables
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             with tf.GradientTape() as tape:
                 losses = token_losses(self(inputs, training=True), targets, self.label_smoothing)
                 loss = tf.reduce_sum(losses * weights) / total
@@ -200,7 +200,7 @@ class TrainingTransformer(EncoderDecoderTransformer):
 
     def test_step(self, data):
         inputs, targets, weights = data
-        with kernels(fused_kernel if self.fused else None):
+        with kernels(self.kernels):
             losses = token_losses(self(inputs, training=False), targets)
         total = tf.reduce_sum(weights)
         loss = tf.math.divide_no_nan(tf.reduce_sum(losses * weights), total)
