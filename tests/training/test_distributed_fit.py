@@ -42,6 +42,7 @@ def run_processes(folder, text_file, environments, *arguments, **fields):
         log_every=2,
         batch_size=12,
         learning_rate=1e-2,
+        precision="float32",
         validation_batches=3,  # the last one is padded
         sample_tokens=4,
         **fields,

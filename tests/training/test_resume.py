@@ -142,6 +142,7 @@ def test_a_torn_checkpoint_is_left_for_the_one_before(unbroken, unfinished, ende
     "fields",
     [
         {"compile": "step", "steps_per_execution": 1},
+        {"compile": "step", "precision": "bfloat16_products"},
         {"compile": "kernels", "precision": "mixed_bfloat16", "recompute": True, "dropout": 0.0},
         {"precision": "mixed_bfloat16"},
         {"precision": "mixed_float16", "compile": "step"},
