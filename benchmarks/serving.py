@@ -135,6 +135,7 @@ def serving(name, python, path, log, threads):
         command, model = [python, "-m", "tfgpt.cli", "serve", path, *options, *ports], pathlib.Path(path).name
     else:
         options = ["--n_threads", threads, "--n_threads_batch", threads, "--n_ctx", 0, "--flash_attn", "true"]
+        options += ["--interrupt_requests", "false"]  # or a new request ends the one that is being answered
         command = [python, "-m", "llama_cpp.server", "--model", path, "--port", port, "--model_alias", "m", *options]
         model = "m"
     url, start = f"http://127.0.0.1:{port}", time.monotonic()

@@ -35,6 +35,9 @@ KERAS = {"keras", "tf_keras", "keras_hub", "keras_nlp"}
 # Of runners and servers' engines, those that run TensorFlow; another engine's server starts without it.
 TENSORFLOW_ENGINES = {"tfgpt.runtime.saved_model", "tfgpt.server.saved_model_servable"}
 
+# (module, function, library): what a runner takes to do something rare, when it is asked for.
+ON_DEMAND = {("tfgpt.runtime.onnx_attention", "with_attention_weights", "onnx")}
+
 # Rooms' modules without TensorFlow, which the command line may import before it knows what to do.
 LIGHT = {"tfgpt.training.run_config", "tfgpt.training.tasks", "tfgpt.server.config"}
 
@@ -107,7 +110,7 @@ def violations(module, source):
 def _objection(module, room, name, place, lazy):
     top, *rest = name.split(".")
     if top != "tfgpt":
-        return _objection_to_library(module, room, top, rest, lazy)
+        return None if (module, place, top) in ON_DEMAND else _objection_to_library(module, room, top, rest, lazy)
     if not rest or rest[0] in OPEN or rest[0] == room:
         return None
     if room is None:

@@ -76,8 +76,8 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(release, start_server):
-    config = {"engine": "onnx", "model_name": "tiny", "model_base_path": str(release), "slots": 3, "max_queue": 140}
-    with start_server(**config) as server:
+    config = {"engine": "onnx", "variant": "float32, int8", "model_name": "tiny", "model_base_path": str(release)}
+    with start_server(**config, slots=3, max_queue=140) as server:
         yield server
 
 

@@ -12,7 +12,8 @@ from tfgpt.export.release import load_for_export
 from tfgpt.generation import GenerationSettings
 from tfgpt.models import GPT2CausalLM
 from tfgpt.runtime.onnx_runtime import OnnxRunner, open_session
-from tfgpt.runtime.onnx_slots import CHUNK, OnnxSlots
+from tfgpt.runtime.onnx_slots import OnnxSlots
+from tfgpt.runtime.slots import CHUNK
 from tfgpt.server.continuous_batching import ContinuousBatcher
 from tfgpt.server.status import RequestError
 from tfgpt.server.text_requests import Finished, Prompt, Request, Token
@@ -45,7 +46,7 @@ def runners(tmp_path_factory):
 
 @pytest.fixture
 def batcher(runners):
-    batcher = ContinuousBatcher(runners["float32"], slots=3, max_queue=4)
+    batcher = ContinuousBatcher(OnnxSlots(runners["float32"], 3), max_queue=4)
     yield batcher
     batcher.close()
 
@@ -112,7 +113,7 @@ def test_rows_do_not_depend_on_each_other(runners, variant):
 def test_texts_are_those_of_the_runner(runners, variant):
     """Many clients, prompts of all lengths, greedy and sampled, some leaving early, in few slots."""
     runner, rng = runners[variant], random.Random(0)
-    batcher = ContinuousBatcher(runner, slots=4)
+    batcher = ContinuousBatcher(OnnxSlots(runner, 4))
     cases = []
     for number in range(24):
         prompt = random_prompt(rng.choice([1, 2, 9, 40, 127, 128, 129, 200, 257]), number)
@@ -154,7 +155,7 @@ def test_texts_are_those_of_the_runner(runners, variant):
 
 def test_shared_beginnings_are_read_once(runners):
     read = []
-    batcher = ContinuousBatcher(runners["float32"], slots=2)
+    batcher = ContinuousBatcher(OnnxSlots(runners["float32"], 2))
     slots_read = batcher._slots.read
     batcher._slots.read = lambda slot, ids, all_logits=False: read.append(len(ids)) or slots_read(slot, ids, all_logits)
     shared = random_prompt(200)
@@ -243,7 +244,7 @@ def test_nobody_waits_for_those_who_left(batcher):
 
 
 def test_a_step_that_fails_ends_its_texts_alone(runners):
-    batcher = ContinuousBatcher(runners["float32"], slots=2)
+    batcher = ContinuousBatcher(OnnxSlots(runners["float32"], 2))
     step, failing = batcher._slots.step, [True]
 
     def broken(tokens):
@@ -260,7 +261,7 @@ def test_a_step_that_fails_ends_its_texts_alone(runners):
 
 
 def test_closing_finishes_what_was_submitted(runners):
-    batcher = ContinuousBatcher(runners["float32"], slots=2)
+    batcher = ContinuousBatcher(OnnxSlots(runners["float32"], 2))
     answers = [Answer(batcher, [i], greedy(30)) for i in range(5)]
     batcher.close()
     assert all(len(answer.result()[1]) == 30 for answer in answers)
@@ -269,7 +270,7 @@ def test_closing_finishes_what_was_submitted(runners):
 
 
 def test_a_listener_that_fails_is_not_heard_again(runners):
-    batcher = ContinuousBatcher(runners["float32"], slots=2)
+    batcher = ContinuousBatcher(OnnxSlots(runners["float32"], 2))
 
     def raises(_):
         raise ValueError("no")

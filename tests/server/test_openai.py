@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from tfgpt.server.chat_template import ChatTemplate, read_chat_template
 from tfgpt.server.config import ServerConfig
 from tfgpt.text import load_tokenizer
 
+VARIANTS = ("float32", "int8")
 TEXTS = ["some words", "to merge again and naïve", "ever", ""]
 
 
@@ -226,11 +228,179 @@ def test_embeddings(client, release, tokenizer):
 
 
 def test_models(client, served):
-    [model] = client.models.list().data
+    model, other = client.models.list().data
     assert model.id == "tiny" and model.object == "model" and abs(model.created - time.time()) < 600
+    assert (other.id, other.root, other.variant) == ("tiny:int8", "tiny", "int8") and model.variant == "float32"
     assert send(served, "GET", "/openai/v1/models/tiny")[1]["id"] == "tiny"
+    assert send(served, "GET", "/openai/v1/models/tiny:int8")[1]["created"] == other.created
     assert "model_version_status" in send(served, "GET", "/v1/models/tiny")[1]  # TensorFlow Serving's
     assert send(served, "GET", "/openai/v1/models/other")[0] == 404
+
+
+def test_variants(client, release, tokenizer):
+    texts = [continued(open_runner(release, "onnx", v), tokenizer, TEXTS[0], max_new_tokens=60) for v in VARIANTS]
+    for name, expected in [("tiny", texts[0]), ("tiny:float32", texts[0]), ("tiny:int8", texts[1])]:
+        answer = client.completions.create(model=name, prompt=TEXTS[0], max_tokens=60, temperature=0)
+        assert answer.choices[0].text == expected
+        assert answer.model == name.removesuffix(":float32")
+    with pytest.raises(openai.NotFoundError, match="model tiny has no variant 'int4' here: float32, int8"):
+        client.completions.create(model="tiny:int4", prompt="a")
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other:int8", prompt="a")
+
+
+# === What is added to logits ===
+
+
+def adjusted(runner, tokens, count, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=()):
+    """Greedy tokens, each from all the logits anew."""
+    tokens, new = list(tokens), []
+    for _ in range(count):
+        logits = runner.logits(np.array([tokens]), np.ones((1, len(tokens)), int))[0, -1].astype("float64")
+        for token in set(new):
+            logits[token] -= presence_penalty + frequency_penalty * new.count(token)
+        for token, bias in dict(logit_bias).items():
+            logits[token] += bias
+        new.append(int(logits.argmax()))
+        tokens.append(new[-1])
+    return new
+
+
+@pytest.mark.parametrize(
+    "adjustment",
+    [
+        {"presence_penalty": 2.0},
+        {"frequency_penalty": 1.5},
+        {"frequency_penalty": -2.0},
+        {"presence_penalty": -1.0, "frequency_penalty": 0.7, "logit_bias": {"40": -100, "41": 3.5}},
+        {"logit_bias": {"97": 100}},
+    ],
+)
+def test_penalties_and_biases(client, runner, tokenizer, adjustment):
+    asked = {"model": "tiny", "prompt": TEXTS[1], "max_tokens": 40, "temperature": 0, "n": 1}
+    plain = client.completions.create(**asked, extra_body={"return_token_ids": True}).choices[0]
+    found = client.completions.create(**asked, **adjustment, extra_body={"return_token_ids": True}).choices[0]
+    biases = {int(token): bias for token, bias in adjustment.get("logit_bias", {}).items()}
+    expected = adjusted(runner, tokenizer.encode(TEXTS[1]), 40, **adjustment | {"logit_bias": biases})
+    assert found.token_ids == expected[: len(found.token_ids)] != plain.token_ids[: len(found.token_ids)]
+    assert len(found.token_ids) == 40 or found.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_token_ids(client, tokenizer, echo):
+    asked = {"model": "tiny", "prompt": TEXTS[:2], "max_tokens": 40, "temperature": 0, "echo": echo}
+    whole = client.completions.create(**asked, extra_body={"return_token_ids": True})
+    found = {index: [] for index in range(2)}
+    prompts = {}
+    for piece in client.completions.create(**asked, stream=True, extra_body={"return_token_ids": True}):
+        [choice] = piece.choices
+        found[choice.index] += choice.token_ids
+        if hasattr(choice, "prompt_token_ids"):
+            assert choice.index not in prompts
+            prompts[choice.index] = choice.prompt_token_ids
+    for text, choice in zip(TEXTS, whole.choices):
+        assert choice.prompt_token_ids == tokenizer.encode(text) == prompts[choice.index]
+        assert choice.token_ids == found[choice.index]
+        kept = choice.token_ids[:-1] if choice.finish_reason == "stop" else choice.token_ids
+        assert choice.text == (text if echo else "") + tokenizer.decode(kept)
+    assert not hasattr(client.completions.create(**asked).choices[0], "token_ids")
+
+
+# === Attention ===
+
+
+@pytest.mark.parametrize("prompt", ["some words", "to merge again and " * 14])
+def test_attention_is_the_keras_models(served, release, tokenizer, prompt):
+    from tfgpt.layers.observation import observe
+    from tfgpt.models import GPT2CausalLM
+
+    model = GPT2CausalLM.from_preset(release.parent / "model")
+    tokens = tokenizer.encode(prompt)
+    with observe() as shown:
+        model(np.array([tokens]))
+    heads = [weights.numpy()[0, :, -1] for weights in shown.values() if len(weights.shape) == 4]
+    for name, largest, mean in (("tiny", 2e-5, 1e-6), ("tiny:int8", 0.5, 0.01)):
+        for asked in (prompt, tokens):
+            status, answer, _ = send(served, "POST", "/v1/attention", {"model": name, "prompt": asked})
+            assert status == 200 and answer["tokens"] == tokenizer.token_texts(tokens)
+            found = np.array(answer["attention"])
+            assert found.shape == (model.backbone.num_layers, model.backbone.num_heads, len(tokens))
+            np.testing.assert_allclose(found, heads, rtol=0, atol=largest)
+            assert np.abs(found - heads).mean() < mean
+    assert len(tokens) > 128 or len(prompt) < 20  # one of them is read in pieces
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"prompt": "a" * 400}, "expected at most the window's 192"),
+        ({"prompt": ["a", "b"]}, "expected one text"),
+        ({"prompt": [7000]}, "token id 7000 is not in the vocabulary"),
+        ({"prompt": "a", "temperature": 1}, "no such field"),
+    ],
+)
+def test_attention_of_wrong_prompts(served, fields, expected):
+    status, answer, _ = send(served, "POST", "/v1/attention", {"model": "tiny", **fields})
+    assert status == 400 and expected in answer["error"]["message"]
+
+
+# === The SavedModel engine ===
+
+
+@pytest.fixture(scope="module")
+def on_tensorflow(release, start_server):
+    base = release / "saved_model" / "tiny"
+    with start_server(model_name="tiny", model_base_path=str(base), slots=2) as server:
+        yield server
+
+
+def test_a_saved_model_gives_the_runners_texts(on_tensorflow, runner, tokenizer):
+    url = f"http://127.0.0.1:{on_tensorflow.rest_port}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        assert [model.id for model in client.models.list().data] == ["tiny"]
+        prompts = [*TEXTS[:3], "to merge again and " * 14, "to merge again and " * 14 + "more"]
+        answer = client.completions.create(model="tiny", prompt=prompts, max_tokens=15, temperature=0, logprobs=2)
+        expected = [continued(runner, tokenizer, prompt, max_new_tokens=15) for prompt in prompts]
+        assert [choice.text for choice in answer.choices] == expected
+        logprobs = answer.choices[0].logprobs
+        assert logprobs.token_logprobs[0] == max(logprobs.top_logprobs[0].values())
+        sampled = {"max_tokens": 15, "temperature": 0.8, "seed": 3}
+        stream = client.completions.create(model="tiny", prompt=TEXTS[1], stream=True, **sampled)
+        text = "".join(piece.choices[0].text for piece in stream)
+        assert text == continued(runner, tokenizer, TEXTS[1], max_new_tokens=15, temperature=0.8, seed=3)
+        messages = [{"role": "user", "content": "more"}]
+        assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=4).usage.completion_tokens
+        with pytest.raises(openai.InternalServerError, match="tiny gives no embeddings, expected --engine onnx"):
+            client.embeddings.create(model="tiny", input="a")
+    assert send(on_tensorflow, "POST", "/v1/attention", {"model": "tiny", "prompt": "a"})[0] == 501
+    status, page, _ = send(on_tensorflow, "GET", "/")
+    assert status == 200 and b"tfgpt playground" in page
+    paths = send(on_tensorflow, "GET", "/openapi.json")[1]["paths"]
+    assert "/v1/completions" in paths and "/v1/attention" not in paths
+    predicted = send(on_tensorflow, "POST", "/v1/models/tiny:predict", {"instances": ["some"]})
+    assert predicted[0] == 200
+
+
+def test_without_texts_the_paths_are_tensorflow_servings(ask):
+    assert ask("GET", "/v1/models")[:2] == (400, {"error": "Missing model name in request."})
+    assert ask("POST", "/v1/completions", {"model": "half_plus_two", "prompt": "a"})[0] == 400
+    assert ask("GET", "/")[0] == ask("GET", "/openapi.json")[0] == 404
+
+
+def test_a_release_whose_texts_cannot_be_continued_is_served_by_tensorflow_servings_protocol(
+    release, tmp_path, start_server, caplog
+):
+    copy = tmp_path / "tiny"
+    shutil.copytree(release, copy)
+    (copy / "generation_config.json").write_text('{"num_beams": 4}')
+    config = {"model_name": "tiny", "model_base_path": str(copy / "saved_model" / "tiny")}
+    with start_server(**config) as server:
+        assert send(server, "GET", "/v1/models")[0] == 400
+        assert send(server, "POST", "/v1/models/tiny:predict", {"instances": ["some"]})[0] == 200
+    assert "num_beams 4, expected 1" in caplog.text
+    config["chat_template"] = str(tmp_path / "none.jinja")
+    with pytest.raises(UserError, match=r"none\.jinja"), start_server(**config):
+        pass
 
 
 # === TensorFlow Serving's protocol on the same engine ===
@@ -300,7 +470,11 @@ def test_predict_gives_what_the_saved_model_gives(served, release):
         ("completions", {"prompt": [3, 2**70]}, None, "is not in the vocabulary, expected 0 to 289"),
         ("embeddings", {"input": [-1]}, None, "token id -1 is not in the vocabulary, expected 0 to 289"),
         ("completions", {"prompt": "\ud800"}, "prompt", "surrogate"),
-        ("completions", {"presence_penalty": 0.5}, "presence_penalty", "does not support it"),
+        ("completions", {"presence_penalty": 2.5}, "presence_penalty", "a number from -2.0 to 2.0"),
+        ("completions", {"logit_bias": {"a": 1}}, "logit_bias", "a token id, such as"),
+        ("completions", {"logit_bias": {"5": 101}}, "5", "a number from -100.0 to 100.0"),
+        ("completions", {"logit_bias": {"5000": 1}}, None, "token id 5000 is not in the vocabulary, expected 0 to 289"),
+        ("completions", {"suffix": "b"}, "suffix", "does not support it"),
         ("completions", {"temprature": 0.5}, "temprature", "no such field"),
         ("completions", {"stop": 3}, "stop", "a string or a list"),
         ("completions", {"stream_options": {}}, "stream_options", "with stream"),
@@ -376,7 +550,7 @@ def test_more_than_may_wait(served):
 
 
 def test_who_leaves_is_not_continued(served):
-    batcher = next(iter(served.models._versions["tiny"].values())).servable.batcher
+    batcher = next(iter(served.models._versions["tiny"].values())).servable.texts["float32"].batcher
     for stream in (True, False):
         connection = http.client.HTTPConnection("127.0.0.1", served.rest_port)
         body = {"model": "tiny", "prompt": "a", "max_tokens": 150, "temperature": 2, "n": 120, "stream": stream}
@@ -475,7 +649,7 @@ print(sorted({"tensorflow", "keras", "tf2onnx", "onnx", "torch"} & set(sys.modul
     [
         ({"engine": "torch"}, "engine is 'torch', expected one of saved_model, onnx"),
         ({"variant": "int8"}, "variant is given without engine onnx, expected both or neither"),
-        ({"slots": 4}, "slots is given without engine onnx, expected both or neither"),
+        ({"engine": "onnx", "variant": "int8,int8"}, "variant is 'int8,int8', expected each variant once"),
         ({"engine": "onnx", "slots": 0}, "slots is 0, expected at least 1"),
         ({"engine": "onnx", "enable_batching": True}, "enable_batching is given with engine onnx"),
         ({"engine": "onnx", "max_request_seconds": 0.0}, "max_request_seconds is 0.0, expected more than 0"),

@@ -30,7 +30,7 @@ def test_the_description_is_one(served):
             if body:
                 schema = body["content"]["application/json"]["schema"]
                 jsonschema.Draft202012Validator.check_schema(schema)
-                assert schema["properties"]["model"]["enum"] == ["tiny"]
+                assert schema["properties"]["model"]["enum"] == ["tiny", "tiny:int8"]
 
 
 @pytest.mark.slow

@@ -76,10 +76,47 @@ def test_a_prompt_is_continued_by_keyboard(page, release):
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_variants_and_attention(page, served, release):
+    from selenium.webdriver.support.ui import Select
+
+    variant = Select(find(page, "variant"))
+    assert [option.text for option in variant.options] == ["float32", "int8"]
+    variant.select_by_visible_text("int8")
+    fill(page, temperature=0, max_tokens=12, prompt="some words")
+    find(page, "run").click()
+    wait(page, lambda: ended(page))
+    tokenizer = load_tokenizer(release)
+    [expected] = open_runner(release, "onnx", "int8").continue_texts(
+        tokenizer, ["some words"], GenerationSettings(max_new_tokens=12)
+    )
+    assert "some words" + find(page, "text").get_property("textContent") == expected
+    assert not find(page, "look").is_enabled()
+    page.find_elements("css selector", "#text [role=button]")[5].click()
+    find(page, "look").click()
+    wait(page, lambda: find(page, "weights").is_displayed())
+    prompt = [*tokenizer.encode("some words"), *page.execute_script("return tokens.slice(0, 5).map((one) => one.id)")]
+    asked = {"model": "tiny:int8", "prompt": prompt}
+    weights = send(served, "POST", "/v1/attention", asked)[1]["attention"]
+    assert len(page.find_elements("css selector", "#context span")) == len(prompt)
+
+    def most():
+        shares = [row.text.rpartition("%")[0].split()[-1] for row in page.find_elements("css selector", "#attended tr")]
+        return [float(share) for share in shares]
+
+    mean = sorted((sum(w) / 4 for w in zip(*(head for layer in weights for head in layer))), reverse=True)
+    assert len(weights) * len(weights[0]) == 4 and most() == pytest.approx([100 * w for w in mean[:8]], abs=0.06)
+    Select(find(page, "layer")).select_by_visible_text("layer 2")
+    Select(find(page, "head")).select_by_visible_text("head 1")
+    assert most() == pytest.approx([100 * w for w in sorted(weights[1][0], reverse=True)[:8]], abs=0.06)
+    page.find_elements("css selector", "#text [role=button]")[2].click()
+    assert not find(page, "weights").is_displayed()
+    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_stopping(page, served):
     from selenium.webdriver import Keys
 
-    batcher = next(iter(served.models._versions["tiny"].values())).servable.batcher
+    batcher = next(iter(served.models._versions["tiny"].values())).servable.texts["float32"].batcher
     step = batcher._slots.step
     batcher._slots.step = lambda tokens: time.sleep(0.03) or step(tokens)
     try:

@@ -14,11 +14,8 @@ from tfgpt.runtime.classifier_runner import OnnxClassifier
 from tfgpt.runtime.huge_pages import huge_pages
 from tfgpt.runtime.release_files import check_files, read_release_config
 from tfgpt.runtime.runner import Decoding, Runner
+from tfgpt.runtime.slots import CHUNK
 from tfgpt.runtime.variants import VARIANTS, data_path, onnx_path
-
-CHUNK = (
-    128  # tokens of a context that are read at once: nearly as fast as more, and a server's texts wait for no longer
-)
 
 
 def open_onnx_runner(release, variant="float32", threads=0, verify=True):

@@ -2,15 +2,15 @@
 
 What a row gives does not depend on the others: every operator computes a row's new token apart, but for products with
 weights alone quantized, which take rows in pairs, and the last of an odd number another way. A context is read in
-pieces that begin at multiples of `CHUNK`, whatever of it is known already, because attention may round differently in
-others: quantized activations make a difference in the last bit one in the text.
+pieces that begin at multiples of `tfgpt.runtime.slots.CHUNK` tokens, whatever of it is known already, because attention
+may round differently in others: quantized activations make a difference in the last bit one in the text.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tfgpt.runtime.onnx_runtime import CHUNK, Call
+from tfgpt.runtime.onnx_runtime import Call
 from tfgpt.runtime.resident_memory import zeros_in_small_pages
 
 PAIRED = ("int8_weight_only", "int4")
@@ -25,11 +25,15 @@ class OnnxSlots:
 
     Attributes:
         count: N.
+        window, vocabulary_size: the runner's.
         lengths: (N,) int32, how many tokens each row's cache holds.
     """
 
+    gives_hidden_states = True
+
     def __init__(self, runner, count):
         self.runner, self.count = runner, count
+        self.window, self.vocabulary_size = runner.window, runner.vocabulary_size
         self._paired = runner.precision in PAIRED
         shape = (count + self._paired, runner.num_heads, runner.window, runner.head_dim)
         self._cache = {name: zeros_in_small_pages(shape, runner.cache_dtype) for name in runner.cache_names}
@@ -42,7 +46,7 @@ class OnnxSlots:
 
         Args:
             slot: which row.
-            token_ids: of at most `CHUNK` tokens.
+            token_ids: of at most `CHUNK` tokens (`tfgpt.runtime.slots`).
             all_logits: of all these tokens, not of the last alone.
 
         Returns:
@@ -98,14 +102,3 @@ class OnnxSlots:
     def truncate(self, slot, length):
         """Forgets what a row has behind its first `length` tokens."""
         self.lengths[slot] = length
-
-
-def reusable(known, context):
-    """How many of a context's first tokens need not be read, if a row has read `known`: whole pieces, not the last.
-
-    Example:
-        >>> reusable(range(300), [*range(200), 7]), reusable(range(128), range(128))
-        (128, 0)
-    """
-    both = zip(known, context[:-1])
-    return next((i for i, (a, b) in enumerate(both) if a != b), min(len(known), len(context) - 1)) // CHUNK * CHUNK

@@ -7,7 +7,6 @@ import dataclasses
 from tfgpt.errors import UserError
 
 ENGINES = ("saved_model", "onnx")
-ONNX_ONLY = ("variant", "slots", "max_queue", "max_request_seconds", "chat_template")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +32,14 @@ class ServerConfig:
         max_body_bytes: of a request.
         request_threads: how many requests of either protocol are answered at the same time.
         threads: of one operator; 0 lets TensorFlow or ONNX Runtime choose.
-        engine: "saved_model", or "onnx": release directories, whose texts are continued in one running batch, and
-            OpenAI's API.
-        variant: of the ONNX engine: float32, float16, int8, int8_weight_only or int4.
-        slots: of the ONNX engine: how many texts grow at the same time.
-        max_queue: of the ONNX engine: how many more may wait; beyond them requests fail with status 429.
-        max_request_seconds: of the ONNX engine: that an answer may take.
-        chat_template: of the ONNX engine: a file; by default the release's own.
+        engine: "saved_model", or "onnx": release directories, whose texts are continued in one running batch, without
+            TensorFlow.
+        variant: of the ONNX engine: float32, float16, int8, int8_weight_only or int4, or several, comma-separated,
+            of which the first answers where none is named.
+        slots: of OpenAI's API: how many texts grow at the same time.
+        max_queue: of OpenAI's API: how many more may wait; beyond them requests fail with status 429.
+        max_request_seconds: of OpenAI's API: that an answer may take.
+        chat_template: of OpenAI's API: a file; by default the release's own.
         drain_seconds: how long SIGTERM waits for requests that are being answered.
     """
 
@@ -76,11 +76,12 @@ class ServerConfig:
         if self.engine not in ENGINES:
             raise UserError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
         if self.engine != "onnx":
-            for name in ONNX_ONLY:
-                if getattr(self, name) != getattr(ServerConfig, name):
-                    raise UserError(f"{name} is given without engine onnx, expected both or neither")
+            if self.variant != ServerConfig.variant:
+                raise UserError("variant is given without engine onnx, expected both or neither")
         elif self.enable_batching:
             raise UserError("enable_batching is given with engine onnx, expected it without: it batches by itself")
+        if len(set(self.variants)) < len(self.variants):
+            raise UserError(f"variant is {self.variant!r}, expected each variant once")
         if not self.max_request_seconds > 0:
             raise UserError(f"max_request_seconds is {self.max_request_seconds}, expected more than 0")
         for name in ("max_body_bytes", "request_threads", "slots", "max_queue"):
@@ -94,3 +95,8 @@ class ServerConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+
+    @property
+    def variants(self):
+        """The variants of the ONNX engine, the default first."""
+        return tuple(part.strip() for part in self.variant.split(","))

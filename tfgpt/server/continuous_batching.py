@@ -2,7 +2,7 @@
 
 One thread takes turns. In a turn it reads one piece of one waiting prompt, so that a long prompt stalls others by a
 piece at most, and then continues every text by one token. Who comes first is admitted first and read first; once read,
-all get the same, a token a turn. What a text gets depends on nobody else (`tfgpt.runtime.onnx_slots`).
+all get the same, a token a turn. What a text gets depends on nobody else (see `tfgpt.runtime.onnx_slots`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 
-from tfgpt.runtime.onnx_slots import CHUNK, OnnxSlots, reusable
 from tfgpt.runtime.random_numbers import uniform
 from tfgpt.runtime.sampling import choose_tokens
+from tfgpt.runtime.slots import CHUNK, reusable
 from tfgpt.server.metrics import METRICS
 from tfgpt.server.status import RequestError, invalid
 from tfgpt.server.text_requests import Embedding, Finished, Prompt, Token, described
@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 class Row:
     """A request in a slot."""
 
-    def __init__(self, request, slot):
+    def __init__(self, request, slot, vocabulary_size):
         self.request, self.slot = request, slot
         self.prompt_tokens = [Token(request.prompt[0])]
         self.begun = False
@@ -38,6 +38,7 @@ class Row:
         self.token = None  # the newest, once the prompt is read
         self.seen = None
         self.time = None  # of the newest token
+        self.adjustment = request.adjustment(vocabulary_size)
 
     @property
     def reading(self):
@@ -48,17 +49,16 @@ class ContinuousBatcher:
     """A model's slots, and the thread that works on them.
 
     Args:
-        runner: an `OnnxRunner`.
-        slots: how many texts grow at the same time.
+        slots: the rows in which texts grow at the same time, `OnnxSlots` or `SavedModelSlots`.
         max_queue: how many requests wait at most.
         name: of the model, in metrics.
     """
 
-    def __init__(self, runner, slots=16, max_queue=256, name=""):
-        self.runner, self.max_queue, self.name = runner, max_queue, name
-        self._slots = OnnxSlots(runner, slots)
-        self._known = [[] for _ in range(slots)]  # the tokens that each slot has read and not forgotten
-        self._used = [0.0] * slots  # when
+    def __init__(self, slots, max_queue=256, name=""):
+        self.max_queue, self.name = max_queue, name
+        self._slots = slots
+        self._known = [[] for _ in range(slots.count)]  # the tokens that each slot has read and not forgotten
+        self._used = [0.0] * slots.count  # when
         self._rows = {}  # slot → Row
         self._reading = collections.deque()
         self._waiting = collections.deque()
@@ -81,7 +81,7 @@ class ContinuousBatcher:
         if room < 1 or new > room:
             raise invalid(
                 f"the prompt has {len(request.prompt)} tokens and {new} are to follow, expected at most the window's "
-                f"{self.runner.window} and one more"
+                f"{self._slots.window} and one more"
             )
         with self._changed:
             if self._closed:
@@ -103,7 +103,7 @@ class ContinuousBatcher:
 
     def room(self, prompt):
         """How many tokens may follow a prompt; the last of them needs no place in the window."""
-        return self.runner.window - len(prompt) + 1
+        return self._slots.window - len(prompt) + 1
 
     @property
     def load(self):
@@ -153,7 +153,7 @@ class ContinuousBatcher:
             METRICS.admitted(self.name, time.monotonic() - request.enqueued)
             slot = max(free, key=lambda slot: (self._reusable(slot, request), -self._used[slot]))
             free.remove(slot)
-            self._rows[slot] = row = Row(request, slot)
+            self._rows[slot] = row = Row(request, slot, self._slots.vocabulary_size)
             self._reading.append(row)
 
     def _reusable(self, slot, request):
@@ -210,7 +210,7 @@ class ContinuousBatcher:
             self._end(row, Finished("length"))
             return
         if request.settings.repetition_penalty != 1:
-            row.seen = np.zeros((1, self.runner.vocabulary_size), bool)
+            row.seen = np.zeros((1, self._slots.vocabulary_size), bool)
             row.seen[0, request.prompt] = True
         self._continue(row, logits[-1])
 
@@ -244,11 +244,14 @@ class ContinuousBatcher:
         """Chooses a text's next token."""
         request, settings = row.request, row.request.settings
         draw = functools.partial(uniform, [settings.seed], row.count)
-        token = int(choose_tokens(logits[None], row.seen, settings, draw)[0])
+        adjusted = logits if row.adjustment is None else logits + row.adjustment.bias
+        token = int(choose_tokens(adjusted[None], row.seen, settings, draw)[0])
         now = time.monotonic()
         METRICS.new_token(self.name, row.time is None, now - (request.enqueued if row.time is None else row.time))
         row.token, row.time = token, now
         row.count += 1
+        if row.adjustment is not None:
+            row.adjustment.count(token)
         if row.seen is not None:
             row.seen[0, token] = True
         self._notify(request, described(logits, token, request.num_logprobs))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import queue
-import time
 
 import numpy as np
 
 from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
-from tfgpt.json_file import read_json
+from tfgpt.runtime.onnx_attention import attention_weights
 from tfgpt.runtime.onnx_runtime import open_onnx_runner
+from tfgpt.runtime.onnx_slots import OnnxSlots
+from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.resident_memory import drop_file_pages
-from tfgpt.runtime.runner import encode_prompt, with_stop
+from tfgpt.runtime.runner import encode_prompt
 from tfgpt.runtime.serving_messages import message
 from tfgpt.runtime.tensor_messages import BY_DTYPE
 from tfgpt.runtime.variants import data_path
-from tfgpt.server.chat_template import read_chat_template
-from tfgpt.server.continuous_batching import ContinuousBatcher
 from tfgpt.server.status import RequestError, invalid
+from tfgpt.server.text_model import TextFiles, TextModel
 from tfgpt.server.text_requests import Finished, Request, Token
-from tfgpt.text import load_tokenizer
 
 SETTINGS = {  # of a row, as the SavedModel's generate_text has them
     "max_new_tokens": np.int32,
@@ -47,33 +47,37 @@ class OnnxServable:
 
     Args:
         release: its directory.
-        variant: of `tfgpt.runtime.variants.VARIANTS`, but not portable, whose cache grows.
+        variants: of `tfgpt.runtime.variants.VARIANTS`, but not portable, whose cache grows; the first is what answers
+            where none is named.
         threads: of ONNX Runtime; 0 lets it choose.
-        slots, max_queue: as `ContinuousBatcher` takes them.
-        name: of the model, in metrics.
+        slots, max_queue: how many texts grow at the same time, and how many wait, of each variant.
+        name: of the model.
         chat_template: a file; by default the release's own.
 
     Attributes:
-        most_prompt_bytes: of a text that can be as short as the window in tokens.
+        texts: variant → `TextModel`.
         signatures: name → `SignatureDef`'s message: `serving_default` and `generate_text` as the SavedModel has them.
 
     Raises:
         UserError: if the release cannot be served.
     """
 
-    def __init__(self, release, variant="float32", threads=0, slots=16, max_queue=256, name="", chat_template=None):
-        if variant == "portable":
+    def __init__(self, release, variants=("float32",), threads=0, slots=16, max_queue=256, name="", chat_template=None):
+        if "portable" in variants:
             raise UserError("variant is portable, expected one whose cache has slots: float32, int8 and the like")
-        self.release, self.variant, self.name = pathlib.Path(release), variant, name
-        self.created = int(time.time())
-        self.tokenizer = load_tokenizer(release)
-        self.template = read_chat_template(release, chat_template)
-        self.defaults = with_stop(_defaults(self.release), self.tokenizer)
-        self.runner = open_onnx_runner(release, variant, threads)
-        drop_file_pages(self.release / data_path(variant))
-        tokens = self.tokenizer.token_bytes(range(self.tokenizer.vocabulary_size))
-        self.most_prompt_bytes = self.runner.window * max(map(len, tokens))
-        self.batcher = ContinuousBatcher(self.runner, slots, max_queue, name)
+        release = pathlib.Path(release)
+        files = TextFiles(release, chat_template)
+        self.texts = {}
+        for variant in variants:
+            runner = open_onnx_runner(release, variant, threads)
+            drop_file_pages(release / data_path(variant))
+            attention = functools.partial(
+                attention_weights, runner, release, read_release_config(release), threads=threads
+            )
+            called = f"{name}:{variant}" if self.texts else name
+            self.texts[variant] = TextModel(
+                called, name, variant, files, OnnxSlots(runner, slots), max_queue, attention
+            )
         self.signatures = {
             "serving_default": _signature({"text": object}, {"text": object}),
             "generate_text": _signature({"text": object, **SETTINGS}, OUTPUTS),
@@ -84,13 +88,14 @@ class OnnxServable:
         for name, array in inputs.items():
             if array.shape != inputs["text"].shape or array.ndim != 1:
                 raise invalid(f"{name} has shape {list(array.shape)}, expected a vector, as long as text")
+        model = next(iter(self.texts.values()))
         texts = [_decoded(text, row) for row, text in enumerate(inputs["text"])]
-        prompts = [encode_prompt(self.tokenizer, text) for text in texts]
+        prompts = [encode_prompt(model.tokenizer, text) for text in texts]
         answers = []
         try:
             for row, prompt in enumerate(prompts):
-                answers.append(self._start(row, prompt, inputs))
-            rows = [self._row(*one) for one in zip(texts, prompts, answers, strict=True)]
+                answers.append(_start(model, row, prompt, inputs))
+            rows = [_row(model, *one) for one in zip(texts, prompts, answers, strict=True)]
         except RequestError:
             for answer in answers:
                 answer.request.cancel()
@@ -99,40 +104,43 @@ class OnnxServable:
 
     def close(self):
         """Finishes what was submitted, and gives its memory back."""
-        self.batcher.close()
-        self.batcher = self.runner = None
+        for model in self.texts.values():
+            model.close()
+        self.texts = {}
 
-    def _start(self, row, prompt, inputs):
-        settings = {name: inputs[name][row].item() for name in SETTINGS if name in inputs}
-        try:
-            wanted = GenerationSettings(**{**vars(self.defaults), **settings})
-        except UserError as error:
-            raise invalid(f"row {row}: {error}") from error
-        if not prompt:
-            raise invalid(f"row {row}: the prompt has no token, expected one at least")
-        room = self.batcher.room(prompt)
-        if room < 1:
-            raise invalid(f"row {row}: the prompt has {len(prompt)} tokens, expected at most {self.runner.window}")
-        count = min(wanted.max_new_tokens, room)
-        answer = _Answer(prompt, GenerationSettings(**{**vars(wanted), "max_new_tokens": count}))
-        answer.cut = count < wanted.max_new_tokens
-        self.batcher.submit(answer.request)
-        return answer
 
-    def _row(self, text, prompt, answer):
-        tokens, reason = answer.result()
-        kept = tokens[:-1] if reason == "stop" else tokens
-        new = b"".join(self.tokenizer.token_bytes(kept))
-        shown = self.tokenizer.decode(kept).encode()
-        return {
-            "text": text.encode() + shown,
-            "new_text": shown,
-            "new_text_bytes": new,
-            "token_ids": tokens,
-            "finish_reason": b"window" if reason == "length" and answer.cut else reason.encode(),
-            "num_prompt_tokens": len(prompt),
-            "num_new_tokens": len(tokens),
-        }
+def _start(model, row, prompt, inputs):
+    settings = {name: inputs[name][row].item() for name in SETTINGS if name in inputs}
+    try:
+        wanted = GenerationSettings(**{**vars(model.defaults), **settings})
+    except UserError as error:
+        raise invalid(f"row {row}: {error}") from error
+    if not prompt:
+        raise invalid(f"row {row}: the prompt has no token, expected one at least")
+    room = model.batcher.room(prompt)
+    if room < 1:
+        raise invalid(f"row {row}: the prompt has {len(prompt)} tokens, expected at most {model.window}")
+    count = min(wanted.max_new_tokens, room)
+    answer = _Answer(prompt, GenerationSettings(**{**vars(wanted), "max_new_tokens": count}))
+    answer.cut = count < wanted.max_new_tokens
+    model.batcher.submit(answer.request)
+    return answer
+
+
+def _row(model, text, prompt, answer):
+    tokens, reason = answer.result()
+    kept = tokens[:-1] if reason == "stop" else tokens
+    new = b"".join(model.tokenizer.token_bytes(kept))
+    shown = model.tokenizer.decode(kept).encode()
+    return {
+        "text": text.encode() + shown,
+        "new_text": shown,
+        "new_text_bytes": new,
+        "token_ids": tokens,
+        "finish_reason": b"window" if reason == "length" and answer.cut else reason.encode(),
+        "num_prompt_tokens": len(prompt),
+        "num_new_tokens": len(tokens),
+    }
 
 
 class _Answer:
@@ -152,18 +160,6 @@ class _Answer:
                 return tokens, event.reason
             elif isinstance(event, RequestError):
                 raise event
-
-
-def _defaults(release):
-    path = release / "generation_config.json"
-    if not path.is_file():
-        return GenerationSettings()
-    settings = GenerationSettings.from_hugging_face(read_json(path))
-    if settings.num_beams > 1:
-        raise UserError(
-            f"{path} has num_beams {settings.num_beams}, expected 1: beam search cannot be batched by token"
-        )
-    return settings
 
 
 def _signature(inputs, outputs):

@@ -14,7 +14,7 @@ class Choice:
     """A text that grows.
 
     Args:
-        servable: an `OnnxServable`.
+        text_model: the `TextModel`.
         asked: the `GenerationRequest`.
         index: of the choice.
         prompt_text: of its prompt.
@@ -23,25 +23,28 @@ class Choice:
         text: all of it that is certain.
         new: what came with the last event.
         tokens: those described so far, if they were asked for; `new_tokens` the last of them.
+        token_ids: of the text, with the stop token; `new_ids` the last of them.
         count: of new tokens.
         reason: why it ended, or None.
     """
 
-    def __init__(self, servable, asked, index, prompt_text):
+    def __init__(self, text_model, asked, index, prompt_text):
         self.index, self.reason, self.count = index, None, 0
         self.text = self.new = prompt_text if asked.echo else ""
         self.tokens, self.new_tokens = [], []
-        self._tokenizer, self._asked = servable.tokenizer, asked
-        self._stops = servable.defaults.stop_token_ids
+        self.token_ids, self.new_ids = [], []
+        self._tokenizer, self._asked = text_model.tokenizer, asked
+        self._stops = text_model.defaults.stop_token_ids
         self._stream = TextStream(asked.stops)
 
     def take(self, event):
         """Takes a token up, or the end, or what is known of the prompt."""
-        self.new, self.new_tokens = "", []
+        self.new, self.new_tokens, self.new_ids = "", [], []
         if isinstance(event, Prompt):
             self.new_tokens = list(event.tokens)
         elif isinstance(event, Token):
             self.count += 1
+            self.new_ids = [event.token_id]
             if event.token_id not in self._stops:
                 self.new = self._stream.push(self._tokenizer.token_bytes([event.token_id])[0])
                 if self._asked.num_logprobs is not None:
@@ -54,27 +57,32 @@ class Choice:
                 self.reason = "stop"
         self.text += self.new
         self.tokens += self.new_tokens
+        self.token_ids += self.new_ids
 
 
 class Shape:
     """How an answer is written.
 
     Args:
-        servable: an `OnnxServable`.
+        text_model: the `TextModel`.
         asked: the `GenerationRequest`.
         prompts: token ids.
     """
 
     kind = streamed_kind = prefix = ""
 
-    def __init__(self, servable, asked, prompts):
-        self.servable, self.asked, self.prompts = servable, asked, prompts
+    def __init__(self, text_model, asked, prompts):
+        self.text_model, self.asked, self.prompts = text_model, asked, prompts
         self.count = len(prompts) * asked.num_choices
         self._identity, self._created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
+        self._begun = set()  # indices of choices
 
     def whole(self, choices):
         """The answer in one piece."""
-        return {**self._head(self.kind), "choices": list(map(self._choice, choices)), "usage": self._usage(choices)}
+        written = [
+            self._choice(choice) | self._token_ids(choice.index, choice.token_ids, begins=True) for choice in choices
+        ]
+        return {**self._head(self.kind), "choices": written, "usage": self._usage(choices)}
 
     def usage_piece(self, choices):
         """The last piece of a stream: what was counted."""
@@ -82,12 +90,14 @@ class Shape:
 
     def _piece(self, choice, **fields):
         one = {"index": choice.index, **fields, "logprobs": None, "finish_reason": None}
+        one |= self._token_ids(choice.index, choice.new_ids, begins=choice.index not in self._begun)
+        self._begun.add(choice.index)
         piece = {**self._head(self.streamed_kind), "choices": [one]}
         return piece | ({"usage": None} if self.asked.include_usage else {})
 
     def pieces(self, choice):
         """Those of a stream that the last event makes."""
-        if not (choice.new or choice.new_tokens or choice.reason):
+        if not (choice.new or choice.new_tokens or choice.reason or (choice.new_ids and self.asked.token_ids)):
             return
         piece = self._piece(choice, **self._content(choice.new))
         if choice.new_tokens:
@@ -95,15 +105,21 @@ class Shape:
         piece["choices"][0]["finish_reason"] = choice.reason
         yield piece
 
+    def _token_ids(self, index, token_ids, begins):
+        if not self.asked.token_ids:
+            return {}
+        prompt = self.prompts[index // self.asked.num_choices]
+        return {"token_ids": token_ids} | ({"prompt_token_ids": prompt} if begins else {})
+
     def _head(self, kind):
-        return {"id": self._identity, "object": kind, "created": self._created, "model": self.servable.name}
+        return {"id": self._identity, "object": kind, "created": self._created, "model": self.text_model.name}
 
     def _usage(self, choices):
         prompt, new = sum(map(len, self.prompts)), sum(choice.count for choice in choices)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     def _texts(self, tokens):
-        return self.servable.tokenizer.token_texts(tokens)
+        return self.text_model.tokenizer.token_texts(tokens)
 
 
 class CompletionShape(Shape):
@@ -174,7 +190,7 @@ class ChatShape(Shape):
 
     def _logprobs(self, tokens, _):
         def described(token_id, logprob):
-            piece = self.servable.tokenizer.token_bytes([token_id])[0]
+            piece = self.text_model.tokenizer.token_bytes([token_id])[0]
             return {"token": self._texts([token_id])[0], "logprob": logprob, "bytes": list(piece)}
 
         content = [

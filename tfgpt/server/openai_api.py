@@ -1,4 +1,7 @@
-"""OpenAI's REST API for texts: completions, chat completions, embeddings and the list of models, whole or streamed."""
+"""OpenAI's REST API for texts: completions, chat completions, embeddings and the list of models, whole or streamed.
+
+Beyond it: /v1/attention, what each head looks at from the last token of a text.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,25 @@ from tfgpt.runtime.runner import encode_prompt
 from tfgpt.runtime.serving_messages import message
 from tfgpt.server.metrics import METRICS
 from tfgpt.server.openai_answers import ChatShape, Choice, CompletionShape
-from tfgpt.server.openai_requests import encode_vector, parse_chat, parse_completion, parse_embeddings
+from tfgpt.server.openai_requests import (
+    encode_vector,
+    parse_attention,
+    parse_chat,
+    parse_completion,
+    parse_embeddings,
+)
 from tfgpt.server.openapi import describe
 from tfgpt.server.status import RequestError, invalid
 from tfgpt.server.streaming import Events, unless_gone
 from tfgpt.server.text_requests import Embedding, Finished, Request
 
-PATHS = re.compile(r"(?:/openai)?/v1/(completions|chat/completions|embeddings|models(?:/([^/:]+))?)/?", re.ASCII)
+APIS = {
+    "completions": "Completions",
+    "chat/completions": "ChatCompletions",
+    "embeddings": "Embeddings",
+    "attention": "Attention",
+}
+PATHS = re.compile(rf"(?:/openai)?/v1/({'|'.join(APIS)}|models(?:/([^/]+))?)/?", re.ASCII)
 DESCRIPTION = "/openapi.json"
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -36,22 +51,28 @@ ERROR_TYPES = {
 
 
 class OpenAiApi:
-    """Answers requests by the models that are served on ONNX Runtime.
+    """Answers requests by the models that continue texts.
 
     Args:
-        models: `Models`, whose servables are `OnnxServable`s.
+        models: `Models`, whose servables have `texts`, variant → `TextModel`.
         max_seconds: that an answer may take.
     """
 
     def __init__(self, models, max_seconds=600.0):
         self._models, self._max_seconds = models, max_seconds
+        self._one_at_a_time = None  # attention weights of one text: a limiter, made in the server's loop
+
+    @property
+    def has_texts(self):
+        """Whether one of the models continues texts; a server without is TensorFlow Serving's alike in all paths."""
+        return any(self._texts(name) for name in self._models.names())
 
     def takes(self, path):
         """Whether a request is for this API: /v1/models/NAME is TensorFlow Serving's, /openai/v1/models/NAME is not."""
         if path == DESCRIPTION:
-            return True
+            return self.has_texts
         found = PATHS.fullmatch(path)
-        return bool(found) and (found[2] is None or path.startswith("/openai/"))
+        return bool(found) and (found[2] is None or path.startswith("/openai/")) and self.has_texts
 
     async def answer(self, method, path, headers, body, receive, send):
         """Answers one request.
@@ -76,28 +97,32 @@ class OpenAiApi:
             return
         self._expect(method, "POST")
         deadline = time.monotonic() + _seconds(headers.get(b"x-request-timeout"), self._max_seconds)
-        api = {"completions": "Completions", "chat/completions": "ChatCompletions", "embeddings": "Embeddings"}[what]
         start, model, code = time.monotonic(), "", "OK"
         try:
             with METRICS.in_flight.track_inprogress():
                 # In a thread: a body may be large, and others' tokens are not to wait for it.
                 if what == "embeddings":
                     model, *asked = await anyio.to_thread.run_sync(parse_embeddings, body)
-                    with self._borrowed(model) as servable:
-                        await _send_json(send, await self._embed(servable, *asked, deadline, receive))
+                    with self._borrowed(model) as text_model:
+                        await _send_json(send, await self._embed(text_model, *asked, deadline, receive))
+                elif what == "attention":
+                    model, prompt = await anyio.to_thread.run_sync(parse_attention, body)
+                    with self._borrowed(model) as text_model:
+                        await _send_json(send, await self._observe(text_model, prompt))
                 else:
                     parse = parse_chat if what.startswith("chat") else parse_completion
                     asked = await anyio.to_thread.run_sync(parse, body)
                     model = asked.model
-                    with self._borrowed(model) as servable:
+                    with self._borrowed(model) as text_model:
                         shape = ChatShape if what.startswith("chat") else CompletionShape
-                        await self._generate(servable, asked, shape, deadline, receive, send)
+                        await self._generate(text_model, asked, shape, deadline, receive, send)
         except RequestError as error:
             code = error.code
             raise
         finally:
-            known = model if self._models.knows(model) else ""
-            METRICS.answered(known, api, "REST", code, time.monotonic() - start)
+            root, _ = self._split(model)
+            known = root if self._models.knows(root) else ""
+            METRICS.answered(known, APIS[what], "REST", code, time.monotonic() - start)
 
     @staticmethod
     def write_error(error):
@@ -117,41 +142,63 @@ class OpenAiApi:
         if method not in (expected, "HEAD" if expected == "GET" else expected):
             raise MethodNotAllowed(f"the method is {method}, expected {expected}")
 
+    def _split(self, name):
+        """A model's name and a variant, of MODEL:VARIANT; of MODEL alone the variant is empty."""
+        model, colon, variant = name.rpartition(":")
+        return (name, "") if self._models.knows(name) or not colon else (model, variant)
+
     @contextlib.contextmanager
     def _borrowed(self, name):
-        with self._models.borrowed(message("serving.ModelSpec")(name=name)) as version:
-            yield version.servable
+        """The `TextModel` that a request names, as MODEL, which is its first variant, or as MODEL:VARIANT."""
+        root, variant = self._split(name)
+        with self._models.borrowed(message("serving.ModelSpec")(name=root)) as version:
+            texts = version.servable.texts
+            if not texts:
+                raise RequestError("NOT_FOUND", f"model {root} continues no texts here, expected one of /v1/models")
+            if variant and variant not in texts:
+                raise RequestError("NOT_FOUND", f"model {root} has no variant {variant!r} here: {', '.join(texts)}")
+            yield texts[variant] if variant else next(iter(texts.values()))
+
+    def _texts(self, name):
+        """The `TextModel`s of a model; none if it is gone or has none."""
+        try:
+            with self._models.borrowed(message("serving.ModelSpec")(name=name)) as version:
+                return list(version.servable.texts.values())
+        except RequestError:
+            return []
 
     def _description(self):
-        names, sizes = self._models.names(), []
-        for name in names:
-            with self._borrowed(name) as servable:
-                sizes.append((servable.runner.vocabulary_size, servable.runner.window))
-        return describe(names, *map(min, zip(*sizes)))
+        texts = [one for name in self._models.names() for one in self._texts(name)]
+        sizes = zip(*((one.vocabulary_size, one.window) for one in texts))
+        observed = [one.name for one in texts if one.attention is not None]
+        return describe([one.name for one in texts], *map(min, sizes), observed)
 
     def _list_models(self):
-        return {"object": "list", "data": [self._describe_model(name) for name in self._models.names()]}
+        texts = [one for name in self._models.names() for one in self._texts(name)]
+        return {"object": "list", "data": list(map(_described, texts))}
 
     def _describe_model(self, name):
-        with self._borrowed(urllib.parse.unquote(name)) as servable:
-            return {"id": servable.name, "object": "model", "created": servable.created, "owned_by": "tfgpt"}
+        with self._borrowed(urllib.parse.unquote(name)) as text_model:
+            return _described(text_model)
 
     # === Texts ===
 
-    async def _generate(self, servable, asked, shape, deadline, receive, send):
-        texts, prompts = await anyio.to_thread.run_sync(self._prompts, servable, asked.prompts)
-        answer = shape(servable, asked, prompts)
-        choices = [Choice(servable, asked, index, texts[index // asked.num_choices]) for index in range(answer.count)]
+    async def _generate(self, text_model, asked, shape, deadline, receive, send):
+        self._check_bias(text_model, asked)
+        texts, prompts = await anyio.to_thread.run_sync(self._prompts, text_model, asked.prompts)
+        answer = shape(text_model, asked, prompts)
+        choices = [Choice(text_model, asked, index, texts[index // asked.num_choices]) for index in range(answer.count)]
         events = Events(asyncio.get_running_loop(), wakes_for_all=asked.stream or bool(asked.stops))
         requests = []
         try:
             for index in range(answer.count):
                 prompt = prompts[index // asked.num_choices]
-                settings = self._settings(servable, asked, index, prompt)
+                settings = self._settings(text_model, asked, index, prompt)
                 options = {"num_logprobs": asked.num_logprobs, "prompt_only": asked.max_tokens == 0}
                 options["prompt_logprobs"] = asked.echo and asked.num_logprobs is not None
-                requests.append(Request(prompt, settings, events.listener(index), deadline=deadline, **options))
-                servable.batcher.submit(requests[-1])
+                listener = events.listener(index)
+                requests.append(Request(prompt, settings, listener, deadline=deadline, **options, **asked.adjustment))
+                text_model.batcher.submit(requests[-1])
             async with unless_gone(receive):
                 if asked.stream:
                     await self._stream(events, choices, requests, answer, send)
@@ -202,49 +249,55 @@ class OpenAiApi:
                 events.ended(choice.index)
 
     @staticmethod
-    def _prompts(servable, given):
+    def _prompts(text_model, given):
         """The text and the token ids of each prompt."""
-        texts, prompts, size = [], [], servable.runner.vocabulary_size
+        texts, prompts, size = [], [], text_model.vocabulary_size
         for prompt in given:
             if isinstance(prompt, list) and isinstance(prompt[0], dict):
-                prompt = servable.template.render(prompt)
+                prompt = text_model.template.render(prompt)
             if isinstance(prompt, str):
-                if len(prompt.encode()) > servable.most_prompt_bytes:
-                    found, most = len(prompt.encode()), servable.most_prompt_bytes
+                if len(prompt.encode()) > text_model.most_prompt_bytes:
+                    found, most = len(prompt.encode()), text_model.most_prompt_bytes
                     raise invalid(f"the prompt has {found} bytes, expected at most {most}, which the window may hold")
                 texts.append(prompt)
-                prompts.append(encode_prompt(servable.tokenizer, prompt))
+                prompts.append(encode_prompt(text_model.tokenizer, prompt))
                 if not prompts[-1]:
                     raise invalid("the prompt has no token, expected one at least")
             else:
                 for token in prompt:
-                    if not 0 <= token < size:
-                        raise invalid(f"token id {token} is not in the vocabulary, expected 0 to {size - 1}")
-                texts.append(servable.tokenizer.decode(prompt))
+                    _check_token(token, size)
+                texts.append(text_model.tokenizer.decode(prompt))
                 prompts.append(prompt)
         return texts, prompts
 
     @staticmethod
-    def _settings(servable, asked, index, prompt):
-        count = servable.batcher.room(prompt) if asked.max_tokens is None else asked.max_tokens
+    def _settings(text_model, asked, index, prompt):
+        count = text_model.batcher.room(prompt) if asked.max_tokens is None else asked.max_tokens
         return GenerationSettings(
             max_new_tokens=max(1, count),
-            stop_token_ids=servable.defaults.stop_token_ids,
+            stop_token_ids=text_model.defaults.stop_token_ids,
             seed=asked.seed + index,
             **asked.sampling,
         )
 
+    @staticmethod
+    def _check_bias(text_model, asked):
+        for token in asked.adjustment["logit_bias"]:
+            _check_token(token, text_model.vocabulary_size)
+
     # === Embeddings ===
 
-    async def _embed(self, servable, texts, in_base64, deadline, receive):
-        _, prompts = await anyio.to_thread.run_sync(self._prompts, servable, texts)
+    async def _embed(self, text_model, texts, in_base64, deadline, receive):
+        if not text_model.gives_hidden_states:
+            raise RequestError("UNIMPLEMENTED", f"{text_model.name} gives no embeddings, expected --engine onnx")
+        _, prompts = await anyio.to_thread.run_sync(self._prompts, text_model, texts)
         events = Events(asyncio.get_running_loop(), wakes_for_all=False)
         data, requests = [], []
         try:
             for index, prompt in enumerate(prompts):
                 notify = events.listener(index)
-                requests.append(Request(prompt, servable.defaults, notify, embedding=True, deadline=deadline))
-                servable.batcher.submit(requests[-1])
+                requests.append(Request(prompt, text_model.defaults, notify, embedding=True, deadline=deadline))
+                text_model.batcher.submit(requests[-1])
             async with unless_gone(receive):
                 async for index, event in events:
                     if isinstance(event, RequestError):
@@ -259,8 +312,27 @@ class OpenAiApi:
         return {
             "object": "list",
             "data": sorted(data, key=lambda one: one["index"]),
-            "model": servable.name,
+            "model": text_model.name,
             "usage": {"prompt_tokens": count, "total_tokens": count},
+        }
+
+    # === Attention ===
+
+    async def _observe(self, text_model, prompt):
+        """What the last token of a text attends to, by layer and head."""
+        if text_model.attention is None:
+            raise RequestError("UNIMPLEMENTED", f"{text_model.name} shows no attention, expected --engine onnx")
+        _, [tokens] = await anyio.to_thread.run_sync(self._prompts, text_model, [prompt])
+        if len(tokens) > text_model.window:
+            raise invalid(f"the prompt has {len(tokens)} tokens, expected at most the window's {text_model.window}")
+        if self._one_at_a_time is None:
+            self._one_at_a_time = anyio.CapacityLimiter(1)
+        weights = await anyio.to_thread.run_sync(text_model.attention, tokens, limiter=self._one_at_a_time)
+        return {
+            "object": "attention",
+            "model": text_model.name,
+            "tokens": text_model.tokenizer.token_texts(tokens),
+            "attention": [[[round(float(w), 5) for w in head] for head in layer] for layer in weights],
         }
 
 
@@ -271,6 +343,23 @@ class MethodNotAllowed(RequestError):
 
     def __init__(self, text):
         super().__init__("INVALID_ARGUMENT", text)
+
+
+def _described(text_model):
+    return {
+        "id": text_model.name,
+        "object": "model",
+        "created": text_model.created,
+        "owned_by": "tfgpt",
+        "root": text_model.root,
+        "variant": text_model.variant,
+        "attention": text_model.attention is not None,
+    }
+
+
+def _check_token(token, vocabulary_size):
+    if not 0 <= token < vocabulary_size:
+        raise invalid(f"token id {token} is not in the vocabulary, expected 0 to {vocabulary_size - 1}")
 
 
 def _seconds(header, most):

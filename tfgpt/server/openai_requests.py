@@ -9,13 +9,11 @@ import secrets
 
 from tfgpt.server.status import RequestError, invalid
 
-MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
+MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIASES = 128, 16, 20, 1024
+DISCOUNTS, BIASES = (-2.0, 2.0), (-100.0, 100.0)  # presence_penalty and frequency_penalty, and of logit_bias
 TEMPERATURES, PENALTIES = (0.0, 100.0), (0.01, 100.0)  # OpenAI's temperatures end at 2
 # What may be sent with the value that changes nothing, because many clients do; anything else is refused, not ignored.
 WITHOUT_EFFECT = {
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "logit_bias": ({}, None),
     "suffix": ("", None),
     "tools": ([], None),
     "tool_choice": ("none", "auto", None),
@@ -25,7 +23,10 @@ WITHOUT_EFFECT = {
     "service_tier": ("auto", "default", None),
 }
 IGNORED = ("user", "metadata", "store", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
-SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "n", "stop", "stream", "stream_options")
+SAMPLING = (
+    *("temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("seed", "n", "stop", "stream", "stream_options", "return_token_ids"),
+)
 FIELDS = {
     "completions": ("model", "prompt", "max_tokens", "logprobs", "echo", "best_of", *SAMPLING),
     "chat": (
@@ -33,6 +34,7 @@ FIELDS = {
         *SAMPLING,
     ),
     "embeddings": ("model", "input", "encoding_format"),
+    "attention": ("model", "prompt"),
 }
 
 
@@ -45,11 +47,13 @@ class GenerationRequest:
         prompts: strings or lists of token ids; of a chat, its messages alone.
         max_tokens: None for as many as fit.
         sampling: arguments of `tfgpt.generation_settings.GenerationSettings`.
+        adjustment: of `tfgpt.server.text_requests.Request`: the penalties by presence and frequency, and `logit_bias`.
         seed: of the first choice.
         num_choices: of each prompt.
         stops: strings.
         num_logprobs: as `Request.num_logprobs`.
         echo: whether the prompt is part of the text.
+        token_ids: whether the answer is to have them, of the prompt and of the text (`return_token_ids`, as in vLLM).
         stream, include_usage: whether to answer in pieces, and with the counts in a last one.
     """
 
@@ -57,11 +61,13 @@ class GenerationRequest:
     prompts: list
     max_tokens: int | None
     sampling: dict
+    adjustment: dict
     seed: int
     num_choices: int
     stops: tuple[str, ...]
     num_logprobs: int | None
     echo: bool
+    token_ids: bool
     stream: bool
     include_usage: bool
 
@@ -154,6 +160,19 @@ def parse_embeddings(body):
     return document["model"], texts, encoding == "base64"
 
 
+def parse_attention(body):
+    """A request for attention weights: the model's name, and a string or a list of token ids.
+
+    Raises:
+        RequestError: as `parse_body` does.
+    """
+    document = parse_body(body, "attention")
+    prompts = parse_texts(document.get("prompt"), "prompt")
+    if len(prompts) > 1:
+        raise _wrong("prompt", document["prompt"], "one text, a string or token ids")
+    return document["model"], prompts[0]
+
+
 def parse_texts(value, name):
     """One text or several, each a string or token ids: a list.
 
@@ -203,11 +222,17 @@ def _generation(document, prompts, max_tokens, num_logprobs, echo=False):
         prompts=prompts,
         max_tokens=max_tokens,
         sampling=sampling,
+        adjustment={
+            "presence_penalty": _number(document, "presence_penalty", 0.0, *DISCOUNTS),
+            "frequency_penalty": _number(document, "frequency_penalty", 0.0, *DISCOUNTS),
+            "logit_bias": _biases(document.get("logit_bias")),
+        },
         seed=seed,
         num_choices=count,
         stops=_stops(document.get("stop")),
         num_logprobs=num_logprobs,
         echo=echo,
+        token_ids=_boolean(document, "return_token_ids"),
         stream=stream,
         include_usage=_boolean(options or {}, "include_usage"),
     )
@@ -218,6 +243,17 @@ def _stops(value):
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops) or len(stops) > MOST_STOPS:
         raise _wrong("stop", value, f"a string or a list of {MOST_STOPS} at most")
     return tuple(stop for stop in stops if stop)
+
+
+def _biases(value):
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MOST_BIASES:
+        raise _wrong("logit_bias", value, f"an object of at most {MOST_BIASES} token ids and numbers")
+    for token in value:
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise _wrong("logit_bias", token, 'a token id, such as "50256"')
+    return {int(token): _number(value, token, 0.0, *BIASES) for token in value}
 
 
 def _message(number, message):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tfgpt.server.openai_requests import MOST_CHOICES, MOST_LOGPROBS, MOST_STOPS, PENALTIES, TEMPERATURES
+from tfgpt.server.openai_requests import (
+    BIASES,
+    DISCOUNTS,
+    MOST_BIASES,
+    MOST_CHOICES,
+    MOST_LOGPROBS,
+    MOST_STOPS,
+    PENALTIES,
+    TEMPERATURES,
+)
 from tfgpt.version import __version__
 
 TEXT = {"type": "string"}
@@ -16,17 +25,33 @@ TEXTS = {
 }
 
 
-def describe(models, vocabulary_size, window):
+def describe(models, vocabulary_size, window, observed):
     """The description of a server of these models.
 
     Args:
         models: their names.
         vocabulary_size, window: the least of theirs.
+        observed: the names of those that show their attention.
 
     Returns:
         A dictionary, to be written as JSON.
     """
     model = {"type": "string", "enum": list(models)}
+    paths = {
+        "/v1/models": {"get": _operation("the models", None, {"data": {"type": "array"}})},
+        "/v1/completions": {"post": _operation("continue texts", _completion(model, window), _choices("text"))},
+        "/v1/chat/completions": {"post": _operation("answer a message", _chat(model, window), _choices("message"))},
+        "/healthz": {"get": _plain("whether the process lives")},
+        "/readyz": {"get": _plain("whether every model answers", 503)},
+        "/metrics": {"get": _plain("metrics for Prometheus")},
+    }
+    if observed:  # they have embeddings, too
+        model = {"type": "string", "enum": list(observed)}
+        attention = {"tokens": {"type": "array", "items": TEXT}, "attention": {"type": "array"}}
+        paths |= {
+            "/v1/embeddings": {"post": _operation("texts as vectors", _embeddings(model), {"data": {"type": "array"}})},
+            "/v1/attention": {"post": _operation("what a text's end attends to", _observation(model), attention)},
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -34,15 +59,7 @@ def describe(models, vocabulary_size, window):
             "version": __version__,
             "description": "OpenAI's API for texts. TensorFlow Serving's REST API is at /v1/models/NAME.",
         },
-        "paths": {
-            "/v1/models": {"get": _operation("the models", None, {"data": {"type": "array"}})},
-            "/v1/completions": {"post": _operation("continue texts", _completion(model, window), _choices("text"))},
-            "/v1/chat/completions": {"post": _operation("answer a message", _chat(model, window), _choices("message"))},
-            "/v1/embeddings": {"post": _operation("texts as vectors", _embeddings(model), {"data": {"type": "array"}})},
-            "/healthz": {"get": _plain("whether the process lives")},
-            "/readyz": {"get": _plain("whether every model answers", 503)},
-            "/metrics": {"get": _plain("metrics for Prometheus")},
-        },
+        "paths": paths,
         "components": {
             "schemas": {
                 "Error": _object(
@@ -72,6 +89,17 @@ def _sampling():
         "top_p": _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 1}),
         "top_k": _or_null({"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0}),
         "repetition_penalty": _or_null(_number(*PENALTIES)),
+        "presence_penalty": _or_null(_number(*DISCOUNTS, default=0)),
+        "frequency_penalty": _or_null(_number(*DISCOUNTS, default=0)),
+        "logit_bias": _or_null(
+            {
+                "type": "object",
+                "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                "additionalProperties": _number(*BIASES, default=0),
+                "maxProperties": MOST_BIASES,
+            }
+        ),
+        "return_token_ids": _or_null({"type": "boolean", "default": False}),
         "seed": _or_null({"type": "integer", "minimum": -(2**61), "maximum": 2**61}),
         "n": _or_null({"type": "integer", "minimum": 1, "maximum": MOST_CHOICES, "default": 1}),
         "stop": {
@@ -120,6 +148,10 @@ def _chat(model, window):
     )
 
 
+def _observation(model):
+    return _object({"model": model, "prompt": {"anyOf": [TEXT, TOKENS]}}, required=("model", "prompt"))
+
+
 def _embeddings(model):
     encoding = {"type": "string", "enum": ["float", "base64"], "default": "float"}
     return _object({"model": model, "input": TEXTS, "encoding_format": encoding}, required=("model", "input"))
@@ -165,8 +197,8 @@ def _object(properties, required=()):
     }
 
 
-def _number(lowest, highest):
-    return {"type": "number", "minimum": lowest, "maximum": highest, "default": 1}
+def _number(lowest, highest, default=1):
+    return {"type": "number", "minimum": lowest, "maximum": highest, "default": default}
 
 
 def _or_null(schema):

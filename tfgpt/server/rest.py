@@ -46,13 +46,13 @@ class RestApi:
         predictor: a `Predictor`.
         access: an `Access`.
         is_ready: a function that tells whether requests can be answered.
+        texts: an `OpenAiApi`.
         monitoring_path: where else than at /metrics the metrics are; None for nowhere.
         max_body_bytes: of a request.
         threads: how many requests are answered at the same time.
-        texts: an `OpenAiApi`, or None.
     """
 
-    def __init__(self, predictor, access, is_ready, monitoring_path=None, max_body_bytes=2**26, threads=64, texts=None):
+    def __init__(self, predictor, access, is_ready, texts, monitoring_path=None, max_body_bytes=2**26, threads=64):
         self._predictor, self._access, self._is_ready, self._texts = predictor, access, is_ready, texts
         self._metrics_paths = {METRICS_PATH, monitoring_path}
         self._max_body_bytes, self._threads, self._limiter = max_body_bytes, threads, None
@@ -78,7 +78,7 @@ class RestApi:
                 event = {**event, "headers": [*event["headers"], (b"x-request-id", identity.encode("ascii"))]}
             await send(event)
 
-        of_texts = self._texts is not None and self._texts.takes(path)
+        of_texts = self._texts.takes(path)
         try:
             if of_texts:
                 self._access.check(headers.get(b"authorization"))
@@ -124,7 +124,7 @@ class RestApi:
         if path == READINESS_PATH:
             ready = self._is_ready()
             return Response(b"ready\n" if ready else b"not ready\n", 200 if ready else 503, media_type="text/plain")
-        if path == "/" and method in ("GET", "HEAD") and self._texts is not None:
+        if path == "/" and method in ("GET", "HEAD") and self._texts.has_texts:
             return Response(PLAYGROUND.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
         self._access.check(headers.get(b"authorization"))
         if path in self._metrics_paths and method == "GET":

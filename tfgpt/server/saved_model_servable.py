@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 import threading
@@ -10,9 +11,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
+from tfgpt.classification import is_classifier
+from tfgpt.json_file import read_json
+from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.serving_messages import message
 from tfgpt.runtime.tensor_messages import from_message
+from tfgpt.server.saved_model_slots import SavedModelSlots
 from tfgpt.server.status import NAMES, RequestError, invalid
+from tfgpt.server.text_model import TextFiles, TextModel
 
 WARM_UP = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MOST_WARM_UP_REQUESTS = 1000
@@ -30,6 +36,7 @@ class SavedModelServable:
 
     Attributes:
         signatures: name → `SignatureDef`'s message.
+        texts: variant → `TextModel`: of a release's SavedModel one, "saved_model", else none.
 
     Raises:
         RequestError: if TensorFlow cannot load it, or a warm-up request fails.
@@ -37,7 +44,7 @@ class SavedModelServable:
 
     def __init__(self, path, threads=0):
         self.path = pathlib.Path(path)
-        self._lock, self._callables = threading.Lock(), {}
+        self._lock, self._callables, self.texts = threading.Lock(), {}, {}
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads)
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
@@ -74,10 +81,33 @@ class SavedModelServable:
         return dict(zip(outputs, arrays, strict=True))
 
     def close(self):
-        """Gives its memory back."""
+        """Finishes texts, and gives its memory back."""
+        for model in self.texts.values():
+            model.close()
+        self.texts = {}
         with self._lock:
             self._callables.clear()  # before the session that they belong to
             self._session.close()
+
+    def continue_texts(self, name, slots, max_queue, chat_template=None):
+        """Has texts continued by its `decode_step`, if it is the SavedModel of a release directory that it is in.
+
+        Args:
+            name: of the model.
+            slots, max_queue, chat_template: as `OnnxServable` takes them.
+
+        Raises:
+            UserError: if the release's texts cannot be continued token by token.
+        """
+        release = self.path.resolve().parents[2]  # RELEASE/saved_model/NAME/VERSION
+        if "decode_step" not in self.signatures or not (release / "manifest.json").is_file():
+            return
+        config = read_json(release / "config.json")
+        if config.get("is_encoder_decoder") or is_classifier(config):
+            return
+        files = TextFiles(release, chat_template)
+        rows = SavedModelSlots(functools.partial(self.run, "decode_step"), read_release_config(release), slots)
+        self.texts["saved_model"] = TextModel(name, name, "saved_model", files, rows, max_queue)
 
     def _load(self):
         try:

@@ -21,6 +21,7 @@ from tfgpt.server.batching import Batcher, BatchingParameters
 from tfgpt.server.config_files import read_batching_parameters, read_model_config, read_monitoring_path
 from tfgpt.server.grpc_services import GrpcServices
 from tfgpt.server.models import Models
+from tfgpt.server.openai_api import OpenAiApi
 from tfgpt.server.prediction import Predictor
 from tfgpt.server.rest import RestApi
 from tfgpt.server.status import RequestError
@@ -109,17 +110,30 @@ class Server:
 
     def _load(self, name, path):
         config = self.config
-        if config.engine == "saved_model":
-            from tfgpt.server.saved_model_servable import SavedModelServable
-
-            return SavedModelServable(path, config.threads)
-        from tfgpt.server.onnx_servable import OnnxServable
-
-        options = (config.variant, config.threads, config.slots, config.max_queue, name, config.chat_template)
         try:
+            if config.engine == "saved_model":
+                from tfgpt.server.saved_model_servable import SavedModelServable
+
+                servable = SavedModelServable(path, config.threads)
+                self._continue_texts(servable, name)
+                return servable
+            from tfgpt.server.onnx_servable import OnnxServable
+
+            options = (config.variants, config.threads, config.slots, config.max_queue, name, config.chat_template)
             return OnnxServable(path, *options)
         except UserError as error:
             raise RequestError("FAILED_PRECONDITION", str(error)) from error
+
+    def _continue_texts(self, servable, name):
+        """Has OpenAI's API answered by a SavedModel, if that can be: TensorFlow Serving's alone is enough."""
+        config = self.config
+        try:
+            servable.continue_texts(name, config.slots, config.max_queue, config.chat_template)
+        except UserError as error:
+            if config.chat_template is not None:
+                servable.close()
+                raise
+            LOGGER.warning("OpenAI's API is not served: %s", error, extra={"model": name})
 
     def _make_batcher(self):
         path = self.config.batching_parameters_file
@@ -183,10 +197,10 @@ class Server:
             self._predictor,
             self._access,
             lambda: self.ready,
+            OpenAiApi(self.models, self.config.max_request_seconds),
             self._monitoring_path,
             self.config.max_body_bytes,
             self.config.request_threads,
-            self._texts(),
         )
         self.rest_port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -204,13 +218,6 @@ class Server:
         self._rest_thread.start()
         while not self._rest.started and self._rest_thread.is_alive():
             time.sleep(0.01)
-
-    def _texts(self):
-        if self.config.engine != "onnx":
-            return None
-        from tfgpt.server.openai_api import OpenAiApi
-
-        return OpenAiApi(self.models, self.config.max_request_seconds)
 
     def _watch(self):
         """Looks for new versions, and for a changed models.config."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,7 @@ class Request:
         prompt_logprobs: whether the prompt's tokens are to have them, too.
         prompt_only: nothing but these.
         embedding: nothing but an `Embedding`.
+        presence_penalty, frequency_penalty, logit_bias: as `Adjustment` has them.
         deadline: when the answer is of no use any more, in `time.monotonic()`'s seconds.
     """
 
@@ -69,15 +70,54 @@ class Request:
     prompt_logprobs: bool = False
     prompt_only: bool = False
     embedding: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     deadline: float = math.inf
 
     def __post_init__(self):
         self.cancelled = False
         self.enqueued = time.monotonic()
 
+    def adjustment(self, vocabulary_size):
+        """The `Adjustment` of the text's logits; None for none."""
+        if self.presence_penalty or self.frequency_penalty or self.logit_bias:
+            return Adjustment(vocabulary_size, self.presence_penalty, self.frequency_penalty, self.logit_bias)
+        return None
+
     def cancel(self):
         """Nobody waits for the answer any more; may be called from any thread, at any time."""
         self.cancelled = True
+
+
+class Adjustment:
+    """What is added to the logits before a token is chosen, as OpenAI's API describes it.
+
+    Args:
+        vocabulary_size: V.
+        presence_penalty: what a token loses that the text behind the prompt has.
+        frequency_penalty: what it loses for each time.
+        logit_bias: token id → what it gets.
+
+    Attributes:
+        bias: (V,) float32.
+
+    Example:
+        >>> adjustment = Adjustment(3, presence_penalty=1.0, frequency_penalty=0.5, logit_bias={2: 7.0})
+        >>> adjustment.count(1), adjustment.count(1), adjustment.bias.tolist()
+        (None, None, [0.0, -2.0, 7.0])
+    """
+
+    def __init__(self, vocabulary_size, presence_penalty, frequency_penalty, logit_bias):
+        self.bias = np.zeros(vocabulary_size, np.float32)
+        for token, value in logit_bias.items():
+            self.bias[token] = value
+        self._presence, self._frequency, self._present = presence_penalty, frequency_penalty, set()
+
+    def count(self, token):
+        """Takes up that a token was chosen."""
+        self.bias[token] -= self._frequency + (0 if token in self._present else self._presence)
+        self._present.add(token)
 
 
 def described(logits, token, count):
