@@ -9,7 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-resume test-interop lint bench bench-shakespeare bench-generation bench-saved-model
-.PHONY: bench-export bench-loading bench-training bench-serving bench-peers lock clean
+.PHONY: bench-export bench-loading bench-training bench-serving bench-soak bench-peers lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,9 @@ bench-training: .venv/.installed ## training speed beside peers; SHAPES="small g
 bench-serving: .venv/.installed ## a server under load, beside llama-cpp-python's; CLIENTS=16, ROUNDS=2, PEER_PYTHONS=...
 	.venv/bin/python -m benchmarks.serving $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		--peer-pythons $(PEER_PYTHONS)
+
+bench-soak: .venv/.installed ## a server under load for minutes: texts, answers and memory; DURATION=300, CLIENTS=64
+	.venv/bin/python -m benchmarks.soak $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(DURATION),--seconds $(DURATION))
 
 bench-peers: .venv-bench-a/.installed .venv-bench-b/.installed ## install the peers; llama.cpp compiles for minutes
 

@@ -319,7 +319,7 @@ def test_attention_is_the_keras_models(served, release, tokenizer, prompt):
     with observe() as shown:
         model(np.array([tokens]))
     heads = [weights.numpy()[0, :, -1] for weights in shown.values() if len(weights.shape) == 4]
-    for name, largest, mean in (("tiny", 2e-5, 1e-6), ("tiny:int8", 0.5, 0.01)):
+    for name, largest, mean in (("tiny", 2e-5, 5e-6), ("tiny:int8", 0.5, 0.01)):
         for asked in (prompt, tokens):
             status, answer, _ = send(served, "POST", "/v1/attention", {"model": name, "prompt": asked})
             assert status == 200 and answer["tokens"] == tokenizer.token_texts(tokens)
