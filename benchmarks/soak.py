@@ -12,7 +12,7 @@ import sys
 import threading
 
 from benchmarks import models, report
-from benchmarks.processes import ROOT, run
+from benchmarks.processes import ROOT, ProcessFailed, run
 from benchmarks.serving import Bench, resident_mb, serving
 
 WARM_UP = 60  # seconds until every slot has held the longest texts
@@ -44,8 +44,12 @@ def main():
         options = ["--clients", arguments.clients, "--seconds", arguments.seconds, "--leave", 0.1, "--wrong", 0.1]
         options += ["--compare", "--prompts", 128, "--text", ROOT / "benchmarks" / "serving.py", "--json", out]
         command = [sys.executable, "serving/load_test.py", server.url, server.model, *options]
+        out.unlink(missing_ok=True)
         try:
             run(list(map(str, command)), folder / "logs" / "soak.log", arguments.threads)
+        except ProcessFailed:
+            if not out.exists():  # else it says what was wrong
+                raise
         finally:
             done.set()
             watcher.join()

@@ -44,7 +44,7 @@ def main():
     load = Load(arguments)
     expected = {}
     if arguments.compare:
-        alone = load.run(clients=1, count=arguments.prompts)
+        alone = load.run(clients=1, count=arguments.prompts, behaved=True)
         expected = alone.texts
         print(f"{len(expected)} prompts alone: {alone.new_tokens / alone.seconds:.1f} tokens/s", flush=True)
     result = load.run(arguments.clients, arguments.requests, arguments.seconds)
@@ -131,8 +131,8 @@ class Load:
             start = generator.randrange(max(1, len(text) - length))
             self.prompts.append(text[start : start + length])
 
-    def run(self, clients, count=None, seconds=None):
-        """Runs clients until `count` requests were sent, or `seconds` are over."""
+    def run(self, clients, count=None, seconds=None, behaved=False):
+        """Runs clients until `count` requests were sent, or `seconds` are over; `behaved` ones do not leave or err."""
         result, numbers = Result(), iter(range(count if count is not None else sys.maxsize))
         start = time.monotonic()
         until = start + seconds if seconds is not None else float("inf")
@@ -147,7 +147,8 @@ class Load:
                     return
                 try:
                     connection = connection or self.connect()
-                    kept = self.ask(connection, self.prompts[number % len(self.prompts)], generator, result)
+                    chance = 1.0 if behaved else generator.random()
+                    kept = self.ask(connection, self.prompts[number % len(self.prompts)], chance, generator, result)
                 except (OSError, http.client.HTTPException, ValueError, KeyError, Failed) as error:
                     kept = False
                     with result.lock:
@@ -171,9 +172,8 @@ class Load:
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         return kind(url.hostname, url.port, timeout=600)
 
-    def ask(self, connection, prompt, generator, result):
-        """Sends one request; gives whether the connection is still of use."""
-        chance = generator.random()
+    def ask(self, connection, prompt, chance, generator, result):
+        """Sends one request, of what kind `chance` decides; gives whether the connection is still of use."""
         leaves = chance < self.arguments.leave
         if not leaves and chance < self.arguments.leave + self.arguments.wrong:
             return self.ask_wrongly(connection, generator.choice(WRONG), result)

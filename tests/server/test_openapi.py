@@ -38,7 +38,7 @@ def test_generated_requests(served, tmp_path):
     pytest.importorskip("schemathesis")
     url = f"http://127.0.0.1:{served.rest_port}"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS)]
-    command += ["--max-examples", CASES, "--mode", "all", "--phases", "examples,coverage,fuzzing", "--workers", "4"]
+    command += ["--max-examples", CASES, "--mode", "all", "--phases", "examples,coverage,fuzzing", "--workers", "1"]
     done = subprocess.run([*command, "--seed", "1", "--no-color"], cwd=tmp_path, **CAPTURED)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     generated = re.search(r"(\d+) generated", done.stdout)

@@ -26,6 +26,7 @@ class OnnxSlots:
     Attributes:
         count: N.
         window, vocabulary_size: the runner's.
+        gives_hidden_states: whether there is `read_hidden`.
         lengths: (N,) int32, how many tokens each row's cache holds.
     """
 

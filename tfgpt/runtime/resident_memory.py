@@ -25,6 +25,16 @@ def zeros_in_small_pages(shape, dtype):
     return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 
+def give_back_freed():
+    """Has the allocator give what is free back to the system, which it would keep where not the first thread freed it.
+
+    Returns:
+        Whether it could: the allocator is glibc's.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim is not None and trim(0))
+
+
 def drop_file_pages(path):
     """Gives the pages of a mapped file back to the system, which has them in the file cache still.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import queue
 
@@ -10,10 +9,9 @@ import numpy as np
 
 from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
-from tfgpt.runtime.onnx_attention import attention_weights
+from tfgpt.runtime.onnx_attention import AttentionObserver
 from tfgpt.runtime.onnx_runtime import open_onnx_runner
 from tfgpt.runtime.onnx_slots import OnnxSlots
-from tfgpt.runtime.release_files import read_release_config
 from tfgpt.runtime.resident_memory import drop_file_pages
 from tfgpt.runtime.runner import encode_prompt
 from tfgpt.runtime.serving_messages import message
@@ -68,16 +66,13 @@ class OnnxServable:
         release = pathlib.Path(release)
         files = TextFiles(release, chat_template)
         self.texts = {}
-        for variant in variants:
-            runner = open_onnx_runner(release, variant, threads)
+        # All before the first batch has its thread, for one may be missing.
+        runners = {variant: open_onnx_runner(release, variant, threads) for variant in variants}
+        for variant, runner in runners.items():
             drop_file_pages(release / data_path(variant))
-            attention = functools.partial(
-                attention_weights, runner, release, read_release_config(release), threads=threads
-            )
             called = f"{name}:{variant}" if self.texts else name
-            self.texts[variant] = TextModel(
-                called, name, variant, files, OnnxSlots(runner, slots), max_queue, attention
-            )
+            observer = AttentionObserver(runner, release, threads)
+            self.texts[variant] = TextModel(called, name, variant, files, OnnxSlots(runner, slots), max_queue, observer)
         self.signatures = {
             "serving_default": _signature({"text": object}, {"text": object}),
             "generate_text": _signature({"text": object, **SETTINGS}, OUTPUTS),

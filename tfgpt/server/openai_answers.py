@@ -70,6 +70,7 @@ class Shape:
     """
 
     kind = streamed_kind = prefix = ""
+    one_prompt = False  # of all choices
 
     def __init__(self, text_model, asked, prompts):
         self.text_model, self.asked, self.prompts = text_model, asked, prompts
@@ -79,10 +80,11 @@ class Shape:
 
     def whole(self, choices):
         """The answer in one piece."""
-        written = [
-            self._choice(choice) | self._token_ids(choice.index, choice.token_ids, begins=True) for choice in choices
-        ]
-        return {**self._head(self.kind), "choices": written, "usage": self._usage(choices)}
+        written = [self._choice(choice) for choice in choices]
+        answer = {**self._head(self.kind), "choices": written, "usage": self._usage(choices)}
+        for choice in choices:
+            self._add_token_ids(answer, written[choice.index], choice.index, choice.token_ids)
+        return answer
 
     def usage_piece(self, choices):
         """The last piece of a stream: what was counted."""
@@ -90,9 +92,8 @@ class Shape:
 
     def _piece(self, choice, **fields):
         one = {"index": choice.index, **fields, "logprobs": None, "finish_reason": None}
-        one |= self._token_ids(choice.index, choice.new_ids, begins=choice.index not in self._begun)
-        self._begun.add(choice.index)
         piece = {**self._head(self.streamed_kind), "choices": [one]}
+        self._add_token_ids(piece, one, choice.index, choice.new_ids)
         return piece | ({"usage": None} if self.asked.include_usage else {})
 
     def pieces(self, choice):
@@ -105,11 +106,15 @@ class Shape:
         piece["choices"][0]["finish_reason"] = choice.reason
         yield piece
 
-    def _token_ids(self, index, token_ids, begins):
+    def _add_token_ids(self, answer, choice, index, token_ids):
+        """Adds what `return_token_ids` asks for, where vLLM has it: those of the prompt once a choice."""
         if not self.asked.token_ids:
-            return {}
-        prompt = self.prompts[index // self.asked.num_choices]
-        return {"token_ids": token_ids} | ({"prompt_token_ids": prompt} if begins else {})
+            return
+        choice["token_ids"] = token_ids
+        if index not in self._begun:
+            place = answer if self.one_prompt else choice
+            place["prompt_token_ids"] = self.prompts[index // self.asked.num_choices]
+        self._begun.add(index)
 
     def _head(self, kind):
         return {"id": self._identity, "object": kind, "created": self._created, "model": self.text_model.name}
@@ -172,6 +177,7 @@ class ChatShape(Shape):
     """An answer of /v1/chat/completions."""
 
     kind, streamed_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    one_prompt = True
 
     def beginning(self, choice):
         """The piece that says who speaks."""

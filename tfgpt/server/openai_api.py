@@ -6,6 +6,7 @@ Beyond it: /v1/attention, what each head looks at from the last token of a text.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import math
@@ -15,6 +16,7 @@ import urllib.parse
 
 import anyio
 
+from tfgpt.errors import UserError
 from tfgpt.generation_settings import GenerationSettings
 from tfgpt.runtime.runner import encode_prompt
 from tfgpt.runtime.serving_messages import message
@@ -40,6 +42,7 @@ APIS = {
 }
 PATHS = re.compile(rf"(?:/openai)?/v1/({'|'.join(APIS)}|models(?:/([^/]+))?)/?", re.ASCII)
 DESCRIPTION = "/openapi.json"
+MOST_OBSERVED = 32  # requests for attention weights, of which one is answered at a time
 ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -56,23 +59,32 @@ class OpenAiApi:
     Args:
         models: `Models`, whose servables have `texts`, variant → `TextModel`.
         max_seconds: that an answer may take.
+        always: whether the API is there even while no model is that continues texts.
     """
 
-    def __init__(self, models, max_seconds=600.0):
-        self._models, self._max_seconds = models, max_seconds
-        self._one_at_a_time = None  # attention weights of one text: a limiter, made in the server's loop
+    def __init__(self, models, max_seconds=600.0, always=False):
+        self._models, self._max_seconds, self._always = models, max_seconds, always
+        # In one thread of its own: attention takes much memory, which an allocator keeps for each thread that had it.
+        self._observer = concurrent.futures.ThreadPoolExecutor(1, "attention")
+        self._observing = 0  # requests for attention weights, waiting ones included
 
     @property
     def has_texts(self):
         """Whether one of the models continues texts; a server without is TensorFlow Serving's alike in all paths."""
-        return any(self._texts(name) for name in self._models.names())
+        return self._always or any(self._texts(name) for name in self._models.names())
 
     def takes(self, path):
-        """Whether a request is for this API: /v1/models/NAME is TensorFlow Serving's, /openai/v1/models/NAME is not."""
-        if path == DESCRIPTION:
-            return self.has_texts
+        """Whether a request is for this API.
+
+        /v1/models/NAME is TensorFlow Serving's; /openai/v1/models/NAME is not, nor is /v1/models/NAME:VARIANT.
+        """
         found = PATHS.fullmatch(path)
-        return bool(found) and (found[2] is None or path.startswith("/openai/")) and self.has_texts
+        if path != DESCRIPTION and not found:
+            return False
+        if found and found[2] and not path.startswith("/openai/"):
+            root, variant = self._split(urllib.parse.unquote(found[2]))
+            return variant in {text_model.variant for text_model in self._texts(root)}
+        return self.has_texts
 
     async def answer(self, method, path, headers, body, receive, send):
         """Answers one request.
@@ -108,7 +120,7 @@ class OpenAiApi:
                 elif what == "attention":
                     model, prompt = await anyio.to_thread.run_sync(parse_attention, body)
                     with self._borrowed(model) as text_model:
-                        await _send_json(send, await self._observe(text_model, prompt))
+                        await _send_body(send, await self._observe(text_model, prompt, deadline, receive))
                 else:
                     parse = parse_chat if what.startswith("chat") else parse_completion
                     asked = await anyio.to_thread.run_sync(parse, body)
@@ -169,6 +181,8 @@ class OpenAiApi:
 
     def _description(self):
         texts = [one for name in self._models.names() for one in self._texts(name)]
+        if not texts:
+            raise RequestError("UNAVAILABLE", "no model is loaded yet")
         sizes = zip(*((one.vocabulary_size, one.window) for one in texts))
         observed = [one.name for one in texts if one.attention is not None]
         return describe([one.name for one in texts], *map(min, sizes), observed)
@@ -283,7 +297,7 @@ class OpenAiApi:
     @staticmethod
     def _check_bias(text_model, asked):
         for token in asked.adjustment["logit_bias"]:
-            _check_token(token, text_model.vocabulary_size)
+            _check_token(token, text_model.vocabulary_size, "logit_bias")
 
     # === Embeddings ===
 
@@ -318,22 +332,38 @@ class OpenAiApi:
 
     # === Attention ===
 
-    async def _observe(self, text_model, prompt):
-        """What the last token of a text attends to, by layer and head."""
+    async def _observe(self, text_model, prompt, deadline, receive):
+        """What the last token of a text attends to, by layer and head, as JSON."""
         if text_model.attention is None:
             raise RequestError("UNIMPLEMENTED", f"{text_model.name} shows no attention, expected --engine onnx")
         _, [tokens] = await anyio.to_thread.run_sync(self._prompts, text_model, [prompt])
         if len(tokens) > text_model.window:
             raise invalid(f"the prompt has {len(tokens)} tokens, expected at most the window's {text_model.window}")
-        if self._one_at_a_time is None:
-            self._one_at_a_time = anyio.CapacityLimiter(1)
-        weights = await anyio.to_thread.run_sync(text_model.attention, tokens, limiter=self._one_at_a_time)
-        return {
-            "object": "attention",
-            "model": text_model.name,
-            "tokens": text_model.tokenizer.token_texts(tokens),
-            "attention": [[[round(float(w), 5) for w in head] for head in layer] for layer in weights],
-        }
+        if self._observing >= MOST_OBSERVED:
+            error = RequestError("RESOURCE_EXHAUSTED", f"{MOST_OBSERVED} requests are waiting, try again later")
+            error.retry_after = 1
+            raise error
+
+        def observed():
+            if time.monotonic() > deadline:
+                raise RequestError("DEADLINE_EXCEEDED", "the request waited longer than its deadline")
+            weights = text_model.attention(tokens)
+            answer = {
+                "object": "attention",
+                "model": text_model.name,
+                "tokens": text_model.tokenizer.token_texts(tokens),
+                "attention": [[[round(w, 5) for w in head] for head in layer] for layer in weights.tolist()],
+            }
+            return json.dumps(answer, ensure_ascii=False).encode()
+
+        self._observing += 1
+        try:
+            async with unless_gone(receive):  # who goes while others are before it is taken out of the thread's queue
+                return await asyncio.get_running_loop().run_in_executor(self._observer, observed)
+        except UserError as error:
+            raise RequestError("FAILED_PRECONDITION", str(error)) from error
+        finally:
+            self._observing -= 1
 
 
 class MethodNotAllowed(RequestError):
@@ -357,9 +387,11 @@ def _described(text_model):
     }
 
 
-def _check_token(token, vocabulary_size):
+def _check_token(token, vocabulary_size, param=None):
     if not 0 <= token < vocabulary_size:
-        raise invalid(f"token id {token} is not in the vocabulary, expected 0 to {vocabulary_size - 1}")
+        error = invalid(f"token id {token} is not in the vocabulary, expected 0 to {vocabulary_size - 1}")
+        error.param = param
+        raise error
 
 
 def _seconds(header, most):
@@ -375,7 +407,10 @@ def _seconds(header, most):
 
 
 async def _send_json(send, document):
-    body = json.dumps(document, ensure_ascii=False).encode()
+    await _send_body(send, json.dumps(document, ensure_ascii=False).encode())
+
+
+async def _send_body(send, body):
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -167,10 +167,11 @@ def parse_attention(body):
         RequestError: as `parse_body` does.
     """
     document = parse_body(body, "attention")
-    prompts = parse_texts(document.get("prompt"), "prompt")
-    if len(prompts) > 1:
-        raise _wrong("prompt", document["prompt"], "one text, a string or token ids")
-    return document["model"], prompts[0]
+    prompt = document.get("prompt")
+    if not isinstance(prompt, str) and not _are_tokens(prompt):
+        raise _wrong("prompt", prompt, "one text, a string or token ids")
+    [prompt] = parse_texts(prompt, "prompt")
+    return document["model"], prompt
 
 
 def parse_texts(value, name):
@@ -250,10 +251,14 @@ def _biases(value):
         return {}
     if not isinstance(value, dict) or len(value) > MOST_BIASES:
         raise _wrong("logit_bias", value, f"an object of at most {MOST_BIASES} token ids and numbers")
-    for token in value:
+    biases = {}
+    for token, bias in value.items():
         if not (token.isascii() and token.isdigit() and len(token) < 10):
             raise _wrong("logit_bias", token, 'a token id, such as "50256"')
-    return {int(token): _number(value, token, 0.0, *BIASES) for token in value}
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not BIASES[0] <= bias <= BIASES[1]:
+            raise _wrong("logit_bias", {token: bias}, f"numbers from {BIASES[0]} to {BIASES[1]}")
+        biases[int(token)] = float(bias)
+    return biases
 
 
 def _message(number, message):

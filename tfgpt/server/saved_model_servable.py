@@ -99,7 +99,7 @@ class SavedModelServable:
         Raises:
             UserError: if the release's texts cannot be continued token by token.
         """
-        release = self.path.resolve().parents[2]  # RELEASE/saved_model/NAME/VERSION
+        release = self.path.resolve().parent.parent.parent  # RELEASE/saved_model/NAME/VERSION
         if "decode_step" not in self.signatures or not (release / "manifest.json").is_file():
             return
         config = read_json(release / "config.json")

@@ -20,6 +20,7 @@ class SavedModelSlots:
     Attributes:
         count: N.
         window, vocabulary_size: the model's.
+        gives_hidden_states: whether there is `read_hidden`.
         lengths: (N,) int32, how many tokens each row's cache holds.
     """
 

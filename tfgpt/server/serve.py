@@ -129,8 +129,8 @@ class Server:
         config = self.config
         try:
             servable.continue_texts(name, config.slots, config.max_queue, config.chat_template)
-        except UserError as error:
-            if config.chat_template is not None:
+        except Exception as error:
+            if config.chat_template is not None or not isinstance(error, UserError):
                 servable.close()
                 raise
             LOGGER.warning("OpenAI's API is not served: %s", error, extra={"model": name})
@@ -197,7 +197,7 @@ class Server:
             self._predictor,
             self._access,
             lambda: self.ready,
-            OpenAiApi(self.models, self.config.max_request_seconds),
+            OpenAiApi(self.models, self.config.max_request_seconds, always=self.config.engine == "onnx"),
             self._monitoring_path,
             self.config.max_body_bytes,
             self.config.request_threads,

@@ -44,16 +44,20 @@ class TextModel:
 
     Args:
         name: what requests call it.
-        root: of the model that it is a variant of, in metrics.
+        root: of the model that it is a variant of.
         variant: of `tfgpt.runtime.variants.VARIANTS`, or "saved_model".
         files: `TextFiles`.
         slots: `OnnxSlots` or `SavedModelSlots`.
         max_queue: as `ContinuousBatcher` takes it.
-        attention: a function of token ids that gives (L, H, T), or None.
+        attention: an `AttentionObserver`, or None.
 
     Attributes:
+        name, root, variant, attention: as given.
+        created: when, in seconds since 1970.
+        tokenizer, template, defaults: those of `files`.
+        window, vocabulary_size, gives_hidden_states: those of `slots`.
         most_prompt_bytes: of a text that can be as short as the window in tokens.
-        window, vocabulary_size: the model's.
+        batcher: a `ContinuousBatcher`.
     """
 
     def __init__(self, name, root, variant, files, slots, max_queue=256, attention=None):
@@ -63,7 +67,7 @@ class TextModel:
         self.window, self.vocabulary_size = slots.window, slots.vocabulary_size
         self.gives_hidden_states = slots.gives_hidden_states
         self.most_prompt_bytes = slots.window * files.longest_token
-        self.batcher = ContinuousBatcher(slots, max_queue, root)
+        self.batcher = ContinuousBatcher(slots, max_queue, name)
 
     def close(self):
         """Finishes what was submitted."""

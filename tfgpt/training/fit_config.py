@@ -38,8 +38,8 @@ class FitConfig:
         ema_decay: of a moving average of the weights, which then is what is validated, sampled from and written, but
             for training/last; about 1 / (1 - ema_decay) updates are averaged, 0 has none.
         label_smoothing: of the targets, in training only.
-        precision: "float32"; "bfloat16_products", float32 but for the layers' matrix products, whose factors are
-            rounded to bfloat16 and whose sums are float32; Keras' "mixed_bfloat16" or "mixed_float16" (with loss
+        precision: "float32"; "bfloat16_products", float32 but for products with weights, whose factors are rounded to
+            bfloat16 and whose sums are float32; Keras' "mixed_bfloat16" or "mixed_float16" (with loss
             scaling); "auto" chooses for the device and the model's width (see `tfgpt.training.arrangement`).
         compile: with XLA, the whole "step", small "kernels" between products (a CPU's best for wide models), or
             "none"; "auto" chooses likewise.
