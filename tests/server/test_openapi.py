@@ -43,4 +43,5 @@ def test_generated_requests(served, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     generated = re.search(r"(\d+) generated", done.stdout)
     assert int(generated[1]) > 3 * int(CASES), done.stdout[-2000:]
+    print(generated[0])  # for `pytest -rA`
     assert send(served, "GET", "/readyz")[0] == 200
