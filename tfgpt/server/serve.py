@@ -232,7 +232,7 @@ class Server:
                     last_read = time.monotonic()
                     self._reconfigure()
                 self.models.look()
-            except Exception:
+            except Exception:  # of one look, after which comes the next
                 LOGGER.exception("looking for versions failed")
 
     def _reconfigure(self):
