@@ -11,7 +11,7 @@ from tfgpt.runtime.onnx_runtime import OnnxDecoding, open_session
 from tfgpt.runtime.resident_memory import give_back_freed
 from tfgpt.runtime.variants import data_path, onnx_path
 
-AFTER_SOFTMAX = 2  # of GroupQueryAttention's qk_output, which ONNX Runtime has since 1.23
+AFTER_SOFTMAX = 2  # of GroupQueryAttention's qk_output, which ONNX Runtime 1.22 does not have
 
 
 class AttentionObserver:
